@@ -1,0 +1,162 @@
+//! The Kubernetes objects as this project keeps them: stripped to the fields a Service proxy reads
+//! (`pkg/proxy/serviceport.go`, `pkg/proxy/endpointslicecache.go`), already validated.
+//!
+//! Nothing here is optional because the API made it so: defaults are applied by [`super::ingest`].
+
+use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+
+use proxy_common::abi::Protocol;
+use serde::{Deserialize, Serialize};
+
+/// Namespace and name of an object; printed as `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectName {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The kinds that must be listed before anything is written (BEHAVIOUR W5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+        })
+    }
+}
+
+/// `spec.internalTrafficPolicy` and `spec.externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
+/// A Service that has to be translated. Headless, ExternalName and foreign-labelled Services never
+/// become one (BEHAVIOUR W1, W6): they reach the model as their own absence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: ObjectName,
+    /// `metadata.creationTimestamp`, seconds since the epoch; 0 where the source has none. The older
+    /// of two Services that claim one address keeps it.
+    pub created_secs: i64,
+    /// `spec.clusterIPs` (or `spec.clusterIP`), one per family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` with ipMode nil or VIP (BEHAVIOUR A9).
+    pub load_balancer_ips: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    pub internal_policy: TrafficPolicy,
+    /// `Local` only where kube-proxy honours it (BEHAVIOUR E12).
+    pub external_policy: TrafficPolicy,
+}
+
+/// One of `spec.ports[]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty for the single unnamed port.
+    pub name: Arc<str>,
+    pub protocol: Protocol,
+    pub port: NonZeroU16,
+    pub node_port: Option<NonZeroU16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(addr: &IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// An EndpointSlice of a Service (label `kubernetes.io/service-name`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub name: ObjectName,
+    pub service: ObjectName,
+    pub family: Family,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One of a slice's `ports[]`, joined to a [`ServicePort`] by name and protocol (BEHAVIOUR W7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    pub name: Arc<str>,
+    pub protocol: Protocol,
+    pub port: NonZeroU16,
+}
+
+/// One of a slice's `endpoints[]`, with the defaults of BEHAVIOUR E1 applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub node: Option<Arc<str>>,
+    /// `hints.forZones[].name`.
+    pub zone_hints: Vec<Arc<str>>,
+    /// `hints.forNodes[].name`.
+    pub node_hints: Vec<Arc<str>>,
+}
+
+/// What the policy needs to know of the node the agent runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    pub name: Arc<str>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+}
+
+/// What a source tells the model. A list is `ListStarted`, the objects, `Listed`: whatever was known
+/// before and was not in it is gone. Between lists, single objects come and go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    ListStarted(Kind),
+    Listed(Kind),
+    ServiceApplied(Service),
+    ServiceGone(ObjectName),
+    SliceApplied(EndpointSlice),
+    SliceGone(ObjectName),
+    NodeChanged(Node),
+}

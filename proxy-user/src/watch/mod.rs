@@ -1,0 +1,4 @@
+//! Sources of [`Event`](crate::model::Event)s: a Kubernetes API server, or a folder of manifests.
+
+pub mod file;
+pub mod kube;
