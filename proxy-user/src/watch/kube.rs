@@ -1,1 +1,289 @@
+//! A Kubernetes API server as the source.
+//!
+//! Three watches: Services and EndpointSlices with the selectors of kube-proxy
+//! (`cmd/kube-proxy/app/server.go`), and the own Node. While the server can't be reached nothing is
+//! deleted: what was known last goes on working.
 
+mod client;
+mod outage;
+
+use std::{collections::HashSet, fmt::Debug, pin::pin, time::Duration};
+
+use futures::StreamExt;
+use k8s_openapi::{
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Resource,
+    runtime::{
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::mpsc, time::Instant};
+
+pub use self::client::client_config;
+use self::outage::Outage;
+use super::{SourceError, standing::Standing};
+use crate::model::{
+    Event, Kind, Node,
+    ingest::{self, Ingested},
+};
+
+/// The server ends a watch after this time, and it is resumed; one that is silent for longer is dead.
+const WATCH_TIMEOUT_SECS: u32 = 240;
+/// A page of a list comes within this time, or the request hangs.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+
+const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
+/// Of Services: headless ones are never even sent.
+const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
+const SLICE_LABELS: &str =
+    "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// Runs until the receiver is gone.
+pub async fn run(
+    client_config: kube::Config,
+    node_name: String,
+    tx: mpsc::Sender<Event>,
+) -> Result<(), SourceError> {
+    let client = client::client(client_config)?;
+    let config = watcher::Config::default().timeout(WATCH_TIMEOUT_SECS);
+
+    let services = Watch {
+        what: "Service",
+        list: Some(Kind::Service),
+        apply: ingest::service,
+        gone: ingest::service_gone,
+        tx: tx.clone(),
+    };
+    let slices = Watch {
+        what: "EndpointSlice",
+        list: Some(Kind::EndpointSlice),
+        apply: ingest::slice,
+        gone: ingest::slice_gone,
+        tx: tx.clone(),
+    };
+    let node = Watch {
+        what: "Node",
+        list: None,
+        apply: |node: core::Node| ingest::node(node, &node_name),
+        gone: |_: &ObjectMeta| Some(ingest::node_gone(&node_name)),
+        tx: tx.clone(),
+    };
+    let watches = async {
+        tokio::join!(
+            services.run(
+                Api::<core::Service>::all(client.clone()),
+                config.clone().labels(SERVICE_LABELS).fields(SERVICE_FIELDS),
+            ),
+            slices.run(
+                Api::<discovery::EndpointSlice>::all(client.clone()),
+                config.clone().labels(SLICE_LABELS),
+            ),
+            node.run(
+                Api::<core::Node>::all(client.clone()),
+                config.clone().fields(&format!("metadata.name={node_name}")),
+            ),
+        )
+    };
+    tokio::select! {
+        _ = watches => {}
+        () = tx.closed() => {}
+    }
+    Ok(())
+}
+
+struct Watch<A, G> {
+    what: &'static str,
+    /// `None` for the Node: there is at most one, so its list is its absence or itself.
+    list: Option<Kind>,
+    apply: A,
+    gone: G,
+    tx: mpsc::Sender<Event>,
+}
+
+/// The receiver is gone.
+struct Closed;
+
+/// What is kept between the events of one watch.
+#[derive(Default)]
+struct State {
+    standing: Standing,
+    /// A list has begun whose beginning was not told: it may fail before it says anything.
+    list_begins: bool,
+    /// From `Init` to `InitDone`.
+    listing: bool,
+    /// Whom the list in progress brought: of the Node itself, else those with problems.
+    listed: HashSet<String>,
+    node: Option<Node>,
+}
+
+impl<A, G> Watch<A, G> {
+    async fn run<K>(self, api: Api<K>, config: watcher::Config)
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        A: Fn(K) -> Ingested,
+        G: Fn(&ObjectMeta) -> Option<Event>,
+    {
+        let mut state = State::default();
+        let mut backoff = DefaultBackoff::default();
+        let mut outage = Outage::new(self.what);
+        // Each round begins with a list.
+        loop {
+            let mut events = pin!(watcher(api.clone(), config.clone()));
+            loop {
+                let next = if state.listing {
+                    tokio::time::timeout(LIST_TIMEOUT, events.next()).await
+                } else {
+                    Ok(events.next().await)
+                };
+                let error = match next {
+                    Ok(Some(Ok(event))) => {
+                        // An Init says only that the list is going to be asked for.
+                        if !matches!(event, watcher::Event::Init) {
+                            backoff.reset();
+                            outage.over(Instant::now());
+                        }
+                        if self.tell(event, &mut state).await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                    Ok(Some(Err(error))) => Some(error),
+                    Ok(None) => break,
+                    Err(_) => None,
+                };
+                let list_again = match &error {
+                    Some(error) => {
+                        outage.error(error, Instant::now());
+                        outage::needs_list(error)
+                    }
+                    None => {
+                        outage.hangs(LIST_TIMEOUT, Instant::now());
+                        true
+                    }
+                };
+                // Jittered, so that the nodes of a cluster don't come back all at once.
+                if let Some(pause) = backoff.next() {
+                    tokio::time::sleep(pause).await;
+                }
+                if list_again {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn tell<K>(&self, event: watcher::Event<K>, state: &mut State) -> Result<(), Closed>
+    where
+        K: Resource<DynamicType = ()>,
+        A: Fn(K) -> Ingested,
+        G: Fn(&ObjectMeta) -> Option<Event>,
+    {
+        match event {
+            watcher::Event::Init => {
+                state.list_begins = true;
+                state.listing = true;
+                state.listed.clear();
+            }
+            watcher::Event::InitApply(object) => {
+                self.list_begins(state).await?;
+                self.apply(object, state).await?;
+            }
+            watcher::Event::InitDone => {
+                self.list_begins(state).await?;
+                state.listing = false;
+                let State {
+                    standing, listed, ..
+                } = state;
+                standing.retain(|subject| listed.contains(subject));
+                match self.list {
+                    Some(kind) => self.send(Event::Listed(kind)).await?,
+                    None if listed.is_empty() => {
+                        log::warn!(
+                            "{}: the API server has none of this name, so no zone is known; check --node-name",
+                            self.what
+                        );
+                        if let Some(gone) = (self.gone)(&ObjectMeta::default()) {
+                            self.send_changed(gone, state).await?;
+                        }
+                    }
+                    None => {}
+                }
+            }
+            watcher::Event::Apply(object) => self.apply(object, state).await?,
+            watcher::Event::Delete(object) => {
+                if let Some(event) = (self.gone)(object.meta()) {
+                    if !state.standing.is_empty() {
+                        state.standing.replace(&subject(&event), Vec::new());
+                    }
+                    self.send_changed(event, state).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn list_begins(&self, state: &mut State) -> Result<(), Closed> {
+        match self.list {
+            Some(kind) if std::mem::take(&mut state.list_begins) => {
+                self.send(Event::ListStarted(kind)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The object ends here, and with it its managedFields and all else that nobody reads.
+    async fn apply<K>(&self, object: K, state: &mut State) -> Result<(), Closed>
+    where
+        A: Fn(K) -> Ingested,
+    {
+        let Ingested { event, problems } = (self.apply)(object);
+        let Some(event) = event else {
+            for problem in problems {
+                log::warn!("{problem}");
+            }
+            return Ok(());
+        };
+        if !problems.is_empty() || !state.standing.is_empty() || self.list.is_none() {
+            let subject = subject(&event);
+            let lines = problems.iter().map(ToString::to_string).collect();
+            for line in state.standing.replace(&subject, lines) {
+                log::warn!("{line}");
+            }
+            if state.listing {
+                state.listed.insert(subject);
+            }
+        }
+        self.send_changed(event, state).await
+    }
+
+    /// A Node's status changes all the time, what we read of it hardly ever.
+    async fn send_changed(&self, event: Event, state: &mut State) -> Result<(), Closed> {
+        if let Event::NodeChanged(node) = &event
+            && state.node.replace(node.clone()).as_ref() == Some(node)
+        {
+            return Ok(());
+        }
+        self.send(event).await
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Closed> {
+        self.tx.send(event).await.map_err(|_| Closed)
+    }
+}
+
+/// The object of an event, in words.
+fn subject(event: &Event) -> String {
+    match event {
+        Event::ServiceApplied(service) => format!("Service {}", service.name),
+        Event::ServiceGone(name) => format!("Service {name}"),
+        Event::SliceApplied(slice) => format!("EndpointSlice {}", slice.name),
+        Event::SliceGone(name) => format!("EndpointSlice {name}"),
+        Event::NodeChanged(node) => format!("Node {}", node.name),
+        Event::ListStarted(kind) | Event::Listed(kind) => kind.to_string(),
+    }
+}

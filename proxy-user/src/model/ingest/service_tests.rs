@@ -1,0 +1,352 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::ObjectName;
+
+/// A valid Service with `patch` merged into it.
+fn with(patch: Value) -> Value {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "ns", "name": "svc"},
+        "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80}]},
+    });
+    merge(&mut object, patch);
+    object
+}
+
+fn merge(into: &mut Value, patch: Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch,
+    }
+}
+
+fn ingest(object: Value) -> (Option<Event>, Vec<String>) {
+    let ingested = service(serde_json::from_value(object).expect("a Service"));
+    let lines = ingested.problems.iter().map(ToString::to_string).collect();
+    (ingested.event, lines)
+}
+
+fn applied(object: Value) -> (Service, Vec<String>) {
+    match ingest(object) {
+        (Some(Event::ServiceApplied(service)), problems) => (service, problems),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn gone(object: Value) -> Vec<String> {
+    let (event, problems) = ingest(object);
+    assert_eq!(
+        event,
+        Some(Event::ServiceGone(ObjectName::new("ns", "svc")))
+    );
+    problems
+}
+
+fn ips(list: &[&str]) -> Vec<IpAddr> {
+    list.iter()
+        .map(|ip| ip.parse().expect("an address"))
+        .collect()
+}
+
+fn port(name: &str, protocol: Protocol, port: u16, node_port: u16) -> ServicePort {
+    ServicePort {
+        name: name.into(),
+        protocol,
+        port: NonZeroU16::new(port).expect("not 0"),
+        node_port: NonZeroU16::new(node_port),
+    }
+}
+
+#[test]
+fn a_plain_service_arrives_with_its_defaults() {
+    let (service, problems) = applied(with(
+        json!({"metadata": {"creationTimestamp": "1970-01-01T00:01:40Z"}}),
+    ));
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(
+        service,
+        Service {
+            name: ObjectName::new("ns", "svc"),
+            created_secs: 100,
+            cluster_ips: ips(&["10.0.0.1"]),
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            ports: vec![port("http", Protocol::Tcp, 80, 0)],
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+        }
+    );
+}
+
+#[test]
+fn w1_a_service_labelled_for_another_proxy_is_gone_whatever_the_value() {
+    for value in ["cilium", ""] {
+        assert_eq!(
+            gone(with(
+                json!({"metadata": {"labels": {LABEL_PROXY_NAME: value}}})
+            )),
+            [""; 0]
+        );
+    }
+}
+
+#[test]
+fn w6_headless_and_external_name_services_are_gone() {
+    assert_eq!(gone(with(json!({"spec": {"clusterIP": "None"}}))), [""; 0]);
+    assert_eq!(
+        gone(with(json!({"spec": {"type": "ExternalName"}}))),
+        [""; 0]
+    );
+    let no_spec = json!({"metadata": {"namespace": "ns", "name": "svc"}, "spec": null});
+    assert_eq!(gone(no_spec), [""; 0]);
+    assert_eq!(
+        gone(with(json!({"spec": {"clusterIP": ""}}))),
+        [
+            "Service ns/svc: spec.clusterIP: the Service has no address of its own; \
+             write its address in spec.clusterIP (or None if it is to be headless)"
+        ]
+    );
+}
+
+#[test]
+fn w10_sloppy_addresses_are_normalised() {
+    let (service, problems) = applied(with(json!({
+        "spec": {"clusterIP": "010.0.0.001", "externalIPs": ["192.000.2.010", "::ffff:192.0.2.11", "192.0.2.10"]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.007"}]}},
+    })));
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(service.cluster_ips, ips(&["10.0.0.1"]));
+    assert_eq!(service.external_ips, ips(&["192.0.2.10", "192.0.2.11"]));
+    assert_eq!(service.load_balancer_ips, ips(&["198.51.100.7"]));
+}
+
+#[test]
+fn a1_each_family_has_one_cluster_ip() {
+    let (service, problems) = applied(with(
+        json!({"spec": {"clusterIPs": ["10.0.0.1", "fd00::1", "10.0.0.2"]}}),
+    ));
+    assert_eq!(service.cluster_ips, ips(&["10.0.0.1", "fd00::1"]));
+    assert_eq!(
+        problems,
+        [
+            "Service ns/svc: spec.clusterIPs[2]: 10.0.0.2 is a second IPv4 address; keep one address of each family"
+        ]
+    );
+}
+
+#[test]
+fn a2_one_port_number_serves_several_protocols() {
+    let (service, problems) = applied(with(json!({"spec": {"ports": [
+        {"name": "a", "port": 53, "protocol": "UDP"},
+        {"name": "b", "port": 53, "protocol": "TCP"},
+        {"name": "c", "port": 53, "protocol": "SCTP"},
+    ]}})));
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(
+        service.ports,
+        [
+            port("a", Protocol::Udp, 53, 0),
+            port("b", Protocol::Tcp, 53, 0),
+            port("c", Protocol::Sctp, 53, 0),
+        ]
+    );
+}
+
+#[test]
+fn a8_external_ips_are_kept_and_only_the_bad_one_is_dropped() {
+    let (service, problems) = applied(with(
+        json!({"spec": {"externalIPs": ["192.0.2.1", "0.0.0.0", "", "127.0.0.1", "x\ny", "fd00::9"]}}),
+    ));
+    assert_eq!(service.external_ips, ips(&["192.0.2.1", "fd00::9"]));
+    assert_eq!(
+        problems,
+        [
+            "Service ns/svc: spec.externalIPs[1]: 0.0.0.0 is the unspecified address, which never leads to a Service; use a unicast address that is routable in the cluster",
+            "Service ns/svc: spec.externalIPs[2]: there is no address; write one, or remove the entry",
+            "Service ns/svc: spec.externalIPs[3]: 127.0.0.1 is a loopback address, which never leads to a Service; use a unicast address that is routable in the cluster",
+            "Service ns/svc: spec.externalIPs[4]: \"x\\ny\" is not an IP address; write an IPv4 or IPv6 address without port or prefix length",
+        ]
+    );
+}
+
+#[test]
+fn a9_load_balancer_addresses_are_captured_unless_they_are_proxied_or_names() {
+    let (service, problems) = applied(with(json!({"status": {"loadBalancer": {"ingress": [
+        {"ip": "192.0.2.1"},
+        {"ip": "192.0.2.2", "ipMode": "VIP"},
+        {"ip": "192.0.2.3", "ipMode": "Proxy"},
+        {"hostname": "lb.example"},
+        {"ip": "192.0.2.4", "ipMode": "Teleport"},
+        {"ip": "169.254.169.254"},
+    ]}}})));
+    assert_eq!(service.load_balancer_ips, ips(&["192.0.2.1", "192.0.2.2"]));
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(
+        problems[0].contains("ingress[4].ipMode: \"Teleport\""),
+        "{problems:?}"
+    );
+    assert!(
+        problems[1].contains("ingress[5].ip: 169.254.169.254 is a link-local"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn e12_external_policy_local_counts_only_where_there_is_an_outside() {
+    for (spec, honoured) in [
+        (json!({"type": "NodePort"}), true),
+        (json!({"type": "LoadBalancer"}), true),
+        (
+            json!({"type": "ClusterIP", "externalIPs": ["192.0.2.1"]}),
+            true,
+        ),
+        (json!({"externalIPs": ["192.0.2.1"]}), true),
+        (json!({"type": "ClusterIP"}), false),
+        (json!({}), false),
+    ] {
+        let mut patch = json!({"spec": {"externalTrafficPolicy": "Local"}});
+        merge(&mut patch, json!({"spec": spec}));
+        let local = applied(with(patch)).0.external_policy == TrafficPolicy::Local;
+        assert_eq!(local, honoured, "{spec}");
+    }
+    let internal = applied(with(json!({"spec": {"internalTrafficPolicy": "Local"}}))).0;
+    assert_eq!(internal.internal_policy, TrafficPolicy::Local);
+}
+
+#[test]
+fn a_bad_port_costs_only_itself() {
+    let (service, problems) = applied(with(json!({"spec": {"ports": [
+        {"name": "a", "port": 0},
+        {"name": "b", "port": 70000},
+        {"name": "c", "port": -1},
+        {"name": "d", "port": 80, "protocol": "ICMP"},
+        {"name": "e", "port": 80, "nodePort": 70000},
+        {"name": "e", "port": 81},
+        {"name": "f", "port": 80},
+        {"name": "g", "port": 82, "nodePort": 30000},
+        {"name": "h", "port": 83, "nodePort": 30000},
+        {"name": "i", "port": 84, "nodePort": 0},
+        {"name": "j", "port": 65535, "nodePort": 30000, "protocol": "UDP"},
+    ]}})));
+    assert_eq!(
+        service.ports,
+        [
+            port("e", Protocol::Tcp, 80, 0),
+            port("g", Protocol::Tcp, 82, 30000),
+            port("h", Protocol::Tcp, 83, 0),
+            port("i", Protocol::Tcp, 84, 0),
+            port("j", Protocol::Udp, 65535, 30000),
+        ]
+    );
+    assert_eq!(
+        problems,
+        [
+            "Service ns/svc: spec.ports[0].port: 0 is not a port number; use 1 to 65535",
+            "Service ns/svc: spec.ports[1].port: 70000 is not a port number; use 1 to 65535",
+            "Service ns/svc: spec.ports[2].port: -1 is not a port number; use 1 to 65535",
+            "Service ns/svc: spec.ports[3].protocol: \"ICMP\" is not a protocol of Services; use TCP, UDP or SCTP",
+            "Service ns/svc: spec.ports[4].nodePort: 70000 is not a port number; use 1 to 65535",
+            "Service ns/svc: spec.ports[5].name: an earlier port has the name \"e\" too; give each port a name of its own",
+            "Service ns/svc: spec.ports[6].port: an earlier port has the number 80 too; keep one port for each number and protocol",
+            "Service ns/svc: spec.ports[8].nodePort: an earlier port has the number 30000 too; keep one port for each number and protocol",
+        ]
+    );
+}
+
+#[test]
+fn a_service_without_a_usable_cluster_ip_keeps_its_other_addresses() {
+    let (service, problems) = applied(with(
+        json!({"spec": {"clusterIP": "ten.0.0.1", "externalIPs": ["192.0.2.1"]}}),
+    ));
+    assert_eq!(service.cluster_ips, ips(&[]));
+    assert_eq!(service.external_ips, ips(&["192.0.2.1"]));
+    assert_eq!(problems.len(), 1);
+}
+
+#[test]
+fn unknown_words_fall_back_to_the_default_and_are_reported() {
+    let (service, problems) = applied(with(json!({"spec": {
+        "type": "Portal", "internalTrafficPolicy": "local", "externalTrafficPolicy": "Near",
+    }})));
+    assert_eq!(service.internal_policy, TrafficPolicy::Cluster);
+    assert_eq!(problems.len(), 3, "{problems:?}");
+}
+
+#[test]
+fn a_service_without_a_name_is_reported_and_makes_no_event() {
+    let (event, problems) = ingest(json!({"metadata": {}, "spec": {"clusterIP": "10.0.0.1"}}));
+    assert_eq!(event, None);
+    assert_eq!(
+        problems,
+        ["Service default/?: metadata.name: the object has no name; give it one"]
+    );
+    let (event, problems) = ingest(json!({"metadata": {"name": "a\nb"}}));
+    assert_eq!(event, None);
+    assert_eq!(problems.len(), 1);
+    assert!(!problems[0].contains('\n'));
+}
+
+fn text() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        ".{0,12}".prop_map(Value::from),
+        "[0-9a-f:.]{0,20}".prop_map(Value::from),
+        prop::sample::select(vec![
+            "None",
+            "10.0.0.1",
+            "fd00::1",
+            "TCP",
+            "Local",
+            "LoadBalancer",
+            "ExternalName",
+            "Proxy"
+        ])
+        .prop_map(Value::from),
+    ]
+}
+
+fn number() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<i32>().prop_map(Value::from),
+        (-1..65537i32).prop_map(Value::from)
+    ]
+}
+
+prop_compose! {
+    fn any_port()(name in text(), protocol in text(), port in any::<i32>(), node_port in number()) -> Value {
+        json!({"name": name, "protocol": protocol, "port": port, "nodePort": node_port})
+    }
+}
+
+prop_compose! {
+    fn any_service()(
+        name in text(), namespace in text(), type_ in text(), ip in text(),
+        ips in prop::collection::vec(text().prop_map(|v| if v.is_null() { "".into() } else { v }), 0..4),
+        ports in prop::collection::vec(any_port(), 0..4),
+        internal in text(), external in text(), lb in text(), mode in text(),
+    ) -> Value {
+        json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"type": type_, "clusterIP": ip, "clusterIPs": ips, "externalIPs": ips, "ports": ports,
+                "internalTrafficPolicy": internal, "externalTrafficPolicy": external},
+            "status": {"loadBalancer": {"ingress": [{"ip": lb, "ipMode": mode}]}},
+        })
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_service_panics_and_every_problem_is_one_line(object in any_service()) {
+        let (_, problems) = ingest(object);
+        for line in problems {
+            prop_assert!(!line.contains('\n'), "{line:?}");
+        }
+    }
+}
