@@ -121,16 +121,16 @@ async fn start_source(
             let directory = directory.clone();
             log::info!("source: the manifests in {}", directory.display());
             tokio::spawn(async move {
-                watch::file::run(directory, &node_name, events)
+                watch::file::run(directory, node_name, events)
                     .await
                     .map_err(CliError::from)
             })
         }
         Source::Kubernetes(kubeconfig) => {
-            let cluster = watch::kube::config(kubeconfig.as_deref()).await?;
+            let cluster = watch::kube::client_config(kubeconfig.as_deref()).await?;
             log::info!("source: the API server {}", cluster.cluster_url);
             tokio::spawn(async move {
-                watch::kube::run(cluster, &node_name, events)
+                watch::kube::run(cluster, node_name, events)
                     .await
                     .map_err(CliError::from)
             })

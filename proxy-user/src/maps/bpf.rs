@@ -1,5 +1,7 @@
 //! The maps of the kernel.
 
+use std::fmt;
+
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
 use proxy_common::abi::{
     Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, UdpPeer, map,
@@ -15,7 +17,6 @@ type Bytes<const N: usize> = [u8; N];
 /// `BPF_ANY`.
 const ANY: u64 = 0;
 
-#[derive(Debug)]
 pub struct BpfStore {
     frontends: BpfHashMap<MapData, Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>>,
     frontend_capacity: u32,
@@ -25,6 +26,14 @@ pub struct BpfStore {
     backends: SharedArray,
     udp_peers: BpfHashMap<MapData, u64, Bytes<{ UdpPeer::SIZE }>>,
     counters: PerCpuArray<MapData, u64>,
+}
+
+impl fmt::Debug for BpfStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BpfStore")
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -396,7 +396,7 @@ fn port_snapshots(
             || !service.load_balancer_ips.is_empty()
             || port.node_port.is_some(),
     };
-    let choice = policy::categorize(&endpoints, policies, node);
+    let choice = policy::categorize(&endpoints, &policies, node);
     let snapshot = |scope: Scope, frontends, list: &[usize]| {
         let chosen: Vec<SocketAddr> = list.iter().map(|&i| addresses[i]).collect();
         let kept = (0..endpoints.len())

@@ -18,7 +18,7 @@ pub type Epoch = u64;
 
 /// Single ids, 1..=capacity. Id 0 is "none".
 #[derive(Debug)]
-pub struct IdPool {
+pub(super) struct IdPool {
     map: &'static str,
     capacity: u32,
     /// All ids from here on are free.
@@ -28,7 +28,7 @@ pub struct IdPool {
 }
 
 impl IdPool {
-    pub fn new(map: &'static str, capacity: u32) -> Self {
+    pub(super) fn new(map: &'static str, capacity: u32) -> Self {
         Self {
             map,
             capacity,
@@ -39,15 +39,15 @@ impl IdPool {
     }
 
     /// Ids that are taken or waiting.
-    pub fn used(&self) -> u64 {
+    pub(super) fn used(&self) -> u64 {
         u64::from(self.next - 1) - self.free.len() as u64
     }
 
-    pub fn room(&self) -> u64 {
+    pub(super) fn room(&self) -> u64 {
         u64::from(self.capacity) - self.used()
     }
 
-    pub fn full(&self, needed: u64) -> Full {
+    pub(super) fn full(&self, needed: u64) -> Full {
         Full {
             map: self.map,
             needed,
@@ -56,7 +56,7 @@ impl IdPool {
         }
     }
 
-    pub fn take(&mut self) -> Result<u32, Full> {
+    pub(super) fn take(&mut self) -> Result<u32, Full> {
         if let Some(id) = self.free.pop_first() {
             return Ok(id);
         }
@@ -68,7 +68,7 @@ impl IdPool {
     }
 
     /// Marks an id that was found in use. `false` if it can't be (out of range or taken).
-    pub fn adopt(&mut self, id: u32) -> bool {
+    pub(super) fn adopt(&mut self, id: u32) -> bool {
         if id == 0 || id > self.capacity {
             return false;
         }
@@ -81,17 +81,17 @@ impl IdPool {
     }
 
     /// The id is free at once: no program has ever seen it.
-    pub fn give_back(&mut self, id: u32) {
+    pub(super) fn give_back(&mut self, id: u32) {
         self.free.insert(id);
     }
 
     /// The id is free when the epoch has passed.
-    pub fn retire(&mut self, epoch: Epoch, id: u32) {
+    pub(super) fn retire(&mut self, epoch: Epoch, id: u32) {
         self.waiting.push((epoch, id));
     }
 
     /// Every program that started in `epoch` or before has ended.
-    pub fn passed(&mut self, epoch: Epoch) {
+    pub(super) fn passed(&mut self, epoch: Epoch) {
         let free = &mut self.free;
         self.waiting.retain(|(at, id)| {
             if *at <= epoch {
@@ -104,14 +104,14 @@ impl IdPool {
 
 /// A run of slots: `1 << order` of them from `first`, aligned to its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Run {
-    pub first: u32,
-    pub order: u32,
+pub(super) struct Run {
+    pub(super) first: u32,
+    pub(super) order: u32,
 }
 
 impl Run {
     /// Order of the smallest run that holds `count` slots, at least one.
-    pub fn order_for(count: usize) -> u32 {
+    pub(super) fn order_for(count: usize) -> u32 {
         count.max(1).next_power_of_two().trailing_zeros()
     }
 }
@@ -119,7 +119,7 @@ impl Run {
 /// Runs of slots, as a buddy allocator (Knowlton 1965): neighbours join again when both are free, so
 /// many small Services that come and go leave room for a large one.
 #[derive(Debug)]
-pub struct RunPool {
+pub(super) struct RunPool {
     map: &'static str,
     capacity: u32,
     used: u64,
@@ -130,7 +130,7 @@ pub struct RunPool {
 
 impl RunPool {
     /// `capacity` slots, of which a power of two is used.
-    pub fn new(map: &'static str, capacity: u32) -> Self {
+    pub(super) fn new(map: &'static str, capacity: u32) -> Self {
         let order = capacity.max(1).ilog2();
         Self {
             map,
@@ -141,11 +141,11 @@ impl RunPool {
         }
     }
 
-    pub fn used(&self) -> u64 {
+    pub(super) fn used(&self) -> u64 {
         self.used
     }
 
-    pub fn take(&mut self, order: u32) -> Result<Run, Full> {
+    pub(super) fn take(&mut self, order: u32) -> Result<Run, Full> {
         let found = self
             .free
             .range(order..)
@@ -168,7 +168,7 @@ impl RunPool {
     }
 
     /// Marks a run that was found in use. `false` if it can't be.
-    pub fn adopt(&mut self, run: Run) -> bool {
+    pub(super) fn adopt(&mut self, run: Run) -> bool {
         if !run.first.is_multiple_of(1 << run.order) {
             return false;
         }
@@ -195,7 +195,7 @@ impl RunPool {
         true
     }
 
-    pub fn give_back(&mut self, run: Run) {
+    pub(super) fn give_back(&mut self, run: Run) {
         self.used -= 1 << run.order;
         let Run {
             mut first,
@@ -214,11 +214,11 @@ impl RunPool {
         self.free.entry(order).or_default().insert(first);
     }
 
-    pub fn retire(&mut self, epoch: Epoch, run: Run) {
+    pub(super) fn retire(&mut self, epoch: Epoch, run: Run) {
         self.waiting.push((epoch, run));
     }
 
-    pub fn passed(&mut self, epoch: Epoch) {
+    pub(super) fn passed(&mut self, epoch: Epoch) {
         let (over, waiting) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|(at, _)| *at <= epoch);
