@@ -13,8 +13,10 @@ use crate::residue;
 const GATEWAY4: &str = "169.254.1.1";
 const GATEWAY6: &str = "fe80::1";
 
-/// Addresses are usable at once (no duplicate detection), and no inherited filter drops packets.
-const SYSCTLS: [(&str, &str); 4] = [
+/// Addresses are usable at once (no duplicate detection: without a link-local address a router
+/// cannot ask for a neighbour), and no inherited filter drops packets. An interface takes these
+/// over when it is made, so they come first.
+pub(crate) const SYSCTLS: [(&str, &str); 4] = [
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
@@ -167,7 +169,6 @@ impl Layout {
 
 impl NodeLayout {
     pub(crate) fn configure(&self, netns: &Netns, layout: &Layout) -> Result<()> {
-        netns.sysctls(&SYSCTLS)?;
         netns.sysctls(&FORWARDING)?;
         let Self { ip4, ip6, .. } = self;
         let mut lines = on_underlay(*ip4, *ip6);
@@ -195,7 +196,6 @@ impl NodeLayout {
 impl PodLayout {
     /// As a pod behind a node.
     pub(crate) fn configure(&self, netns: &Netns) -> Result<()> {
-        netns.sysctls(&SYSCTLS)?;
         let Self { ip4, ip6, .. } = self;
         netns
             .ip(&format!(
@@ -209,7 +209,6 @@ impl PodLayout {
 
     /// As a machine on the underlay.
     pub(crate) fn configure_outside(&self, netns: &Netns, layout: &Layout) -> Result<()> {
-        netns.sysctls(&SYSCTLS)?;
         let mut lines = on_underlay(self.ip4, self.ip6);
         layout.pod_routes(None, &mut lines);
         netns.ip(&lines).map(drop)

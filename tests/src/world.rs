@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::bpffs::Bpffs;
 use crate::cgroup::{self, Cgroup};
-use crate::layout::Layout;
+use crate::layout::{Layout, SYSCTLS};
 use crate::netns::Netns;
 use crate::pod::{Place, Pod};
 use crate::residue;
@@ -180,7 +180,11 @@ impl World {
             .namespaces()
             .map(|name| residue::netns_name(&id, name))
             .collect();
-        let mut namespaces = Netns::create_all(&names)?.into_iter();
+        let namespaces = Netns::create_all(&names)?;
+        for netns in &namespaces {
+            netns.sysctls(&SYSCTLS)?;
+        }
+        let mut namespaces = namespaces.into_iter();
         let mut next_ns = || namespaces.next().context("fewer namespaces than asked for");
         let underlay = next_ns()?;
         layout.wire(&underlay, &id)?;
