@@ -1,6 +1,7 @@
 //! The agent under test, running on a node.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -246,6 +247,8 @@ impl Agent {
             .arg("--bpffs-root")
             .arg(&self.bpffs_root)
             .args(&self.extra)
+            // A Ctrl-C in the terminal is for whoever started this; it ends the rest in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

@@ -1,21 +1,42 @@
 //! Where the programs under test lie.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+
+static GIVEN: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+
+/// Settles both for this process, before anything is started.
+pub fn use_these(agent: PathBuf, probe: PathBuf) -> Result<()> {
+    for path in [&agent, &probe] {
+        if !path.is_file() {
+            bail!("{}: no such file", path.display());
+        }
+    }
+    GIVEN
+        .set((agent, probe))
+        .map_err(|_| anyhow!("the programs to run are settled already"))
+}
 
 /// The agent: `KUBE_PORTAL_BIN`, or `kube-portal` in the target directory this runs from.
 pub fn kube_portal() -> Result<PathBuf> {
-    find(
-        "KUBE_PORTAL_BIN",
-        "kube-portal",
-        "cargo build -p proxy-user",
-    )
+    match GIVEN.get() {
+        Some((agent, _)) => Ok(agent.clone()),
+        None => find(
+            "KUBE_PORTAL_BIN",
+            "kube-portal",
+            "cargo build -p proxy-user",
+        ),
+    }
 }
 
 /// The probe: `KUBE_PORTAL_PROBE`, or `probe` in the target directory this runs from.
 pub fn probe() -> Result<PathBuf> {
-    find("KUBE_PORTAL_PROBE", "probe", "cargo build -p tests --bins")
+    match GIVEN.get() {
+        Some((_, probe)) => Ok(probe.clone()),
+        None => find("KUBE_PORTAL_PROBE", "probe", "cargo build -p tests --bins"),
+    }
 }
 
 /// Test executables lie in target/<profile>/deps, binaries one level above.

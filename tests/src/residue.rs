@@ -126,8 +126,8 @@ fn pid_of(id: &str) -> Option<u32> {
     id.split('-').next()?.parse().ok()
 }
 
-/// A zombie is dead: it holds nothing.
-fn is_alive(pid: u32) -> bool {
+/// Whether a process lives. A zombie is dead: it holds nothing.
+pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };

@@ -358,7 +358,12 @@ fn victim_that_waits_to_be_killed() -> Result<()> {
 #[test]
 fn what_a_killed_process_left_is_swept() -> Result<()> {
     let mut victim = Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", "victim_that_waits_to_be_killed", "--nocapture"])
+        .args([
+            "--ignored",
+            "--exact",
+            "victim_that_waits_to_be_killed",
+            "--nocapture",
+        ])
         .stdout(Stdio::piped())
         .spawn()?;
     let pipe = victim.stdout.take().context("piped")?;
@@ -379,10 +384,9 @@ fn what_a_killed_process_left_is_swept() -> Result<()> {
         "{:?}",
         residue::of_world(id)
     );
-    let sleeper = format!("/proc/{sleeper}/comm");
-    wait::until("the orphan to be gone", Duration::from_secs(5), || {
-        let name = std::fs::read_to_string(&sleeper).unwrap_or_default();
-        (name != "sleep\n").then_some(())
+    let sleeper: u32 = sleeper.parse()?;
+    wait::until("the orphan's end", Duration::from_secs(5), || {
+        (!residue::is_alive(sleeper)).then_some(())
     })
 }
 
