@@ -5,8 +5,11 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use crate::wait;
 
 /// All programs of ours have names that start so.
 pub const OURS: &str = "kp_";
@@ -92,6 +95,28 @@ pub fn our_programs() -> Result<BTreeMap<u32, String>> {
     let mut found = programs()?;
     found.retain(|_, name| name.starts_with(OURS));
     Ok(found)
+}
+
+/// Waits until no program of ours is there that was not `before`; yields those that stay. The
+/// kernel lets go of programs a moment after whatever held them is gone.
+pub fn ours_since(before: &BTreeMap<u32, String>, timeout: Duration) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let gone = wait::until("programs to be unloaded", timeout, || {
+        let now = our_programs();
+        let new = now.map(|mut now| {
+            now.retain(|id, _| !before.contains_key(id));
+            now.into_values().collect::<Vec<String>>()
+        });
+        match new {
+            Ok(new) if new.is_empty() => Some(Ok(Vec::new())),
+            Ok(new) => {
+                left = new;
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    });
+    gone.unwrap_or(Ok(left))
 }
 
 fn ids(command: libc::c_int) -> Result<Vec<u32>> {

@@ -8,15 +8,19 @@ mod signals;
 mod tour;
 mod vigil;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
 
-use crate::binaries;
+use crate::{binaries, bpf, residue};
 use scene::Scene;
 use signals::Signals;
+
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of the demonstration.
 #[derive(Debug, Parser)]
@@ -58,20 +62,36 @@ pub fn main(args: &Args) -> ExitCode {
 fn run(args: &Args) -> Result<u32> {
     let signals = Signals::catch()?;
     binaries::use_these(args.agent.clone(), args.probe.clone())?;
+    let before = bpf::our_programs()?;
     let scene = Scene::build(args.dir.as_deref())?;
     let world = scene.world.id().to_owned();
     let outcome = act(args, &scene, &signals);
     drop(scene);
-    let left = crate::residue::of_world(&world);
+    let left = left_behind(&world, &before)?;
     if left.is_empty() {
         println!(
             "{}",
             paint::dim("gone: no namespace, cgroup, mount or program is left")
         );
     } else {
-        eprintln!("{}", paint::bad(&format!("left behind: {left:?}")));
+        eprintln!(
+            "{}",
+            paint::bad(&format!("left behind: {}", left.join(", ")))
+        );
     }
     Ok(outcome? + u32::from(!left.is_empty()))
+}
+
+fn left_behind(world: &str, before: &BTreeMap<u32, String>) -> Result<Vec<String>> {
+    let mut left: Vec<String> = residue::of_world(world)
+        .iter()
+        .map(|residue| format!("{residue:?}"))
+        .collect();
+    // Programs do not say whose they are: with other worlds about, new ones may be theirs.
+    if residue::all().is_empty() {
+        left.extend(bpf::ours_since(before, UNLOAD_TIMEOUT)?);
+    }
+    Ok(left)
 }
 
 fn act(args: &Args, scene: &Scene, signals: &Signals) -> Result<u32> {

@@ -159,12 +159,9 @@ impl Scene {
                 .collect();
             println!("  {}", row.join("    "));
         }
-        println!("  {:^36}    {:^36}", "|", "|");
-        println!(
-            "  {:^36}    {:^36}",
-            "+-----------------", "-----------------+"
-        );
-        println!("  {:^76}\n", "underlay 192.168.50.0/24  fd50::/64");
+        println!("  {:>19}{:>40}", "|", "|");
+        println!("  {:>19}{:-<39}+", "+", "");
+        println!("  {:>55}\n", "underlay 192.168.50.0/24  fd50::/64");
         let at = |ip, port| SocketAddr::from((ip, port)).to_string();
         let targets = BACKENDS.map(|(name, _)| name).join(", ");
         let web = format!("{}  {}", at(WEB4, HTTP_PORT), at(WEB6, HTTP_PORT));

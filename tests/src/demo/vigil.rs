@@ -14,7 +14,7 @@ use crate::Pod;
 use crate::probe::{Proto, Tally};
 
 /// How often everything is asked; a change of the folder is followed at once.
-const INTERVAL: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 /// A first few, so that an address that does not answer is not waited for thirty times.
 const FEW: usize = 2;
