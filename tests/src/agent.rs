@@ -167,6 +167,18 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until it ends by itself, as it does with arguments it refuses.
+    pub fn wait_exit(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let child = self
+            .child
+            .as_mut()
+            .context("the agent was stopped or killed already")?;
+        let what = format!("agent of {} to end by itself", self.node);
+        let status = wait::until(&what, timeout, || child.try_wait().transpose())??;
+        self.child = None;
+        Ok(status)
+    }
+
     /// SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

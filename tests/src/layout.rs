@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::netns::Netns;
 use crate::residue;
+use crate::world::PodPlan;
 
 /// Where a pod's default route leads: every node answers to these on every pod device.
 const GATEWAY4: &str = "169.254.1.1";
@@ -45,14 +46,15 @@ pub(crate) struct PodLayout {
     pub(crate) number: u8,
     pub(crate) ip4: Ipv4Addr,
     pub(crate) ip6: Ipv6Addr,
+    pub(crate) guest: bool,
 }
 
 impl Layout {
-    pub(crate) fn of(nodes: Vec<(String, Vec<String>)>, outside: Vec<String>) -> Result<Self> {
+    pub(crate) fn of(nodes: Vec<(String, Vec<PodPlan>)>, outside: Vec<String>) -> Result<Self> {
         let mut names = BTreeSet::new();
         let all = nodes
             .iter()
-            .flat_map(|(node, pods)| std::iter::once(node).chain(pods));
+            .flat_map(|(node, pods)| std::iter::once(node).chain(pods.iter().map(|(pod, _)| pod)));
         for name in all.chain(&outside) {
             if !names.insert(name.clone()) {
                 bail!("{name}: named twice in this world");
@@ -74,7 +76,7 @@ impl Layout {
             let node = number(at, 1)?;
             let ip4 = Ipv4Addr::new(192, 168, 50, node);
             let ip6 = Ipv6Addr::new(0xfd50, 0, 0, 0, 0, 0, 0, node.into());
-            let pods = pods.into_iter().enumerate().map(|(at, name)| {
+            let pods = pods.into_iter().enumerate().map(|(at, (name, guest))| {
                 let number = number(at, 2)?;
                 let ip4 = Ipv4Addr::new(10, 1, node, number);
                 let ip6 = Ipv6Addr::new(0xfd10, 1, node.into(), 0, 0, 0, 0, number.into());
@@ -83,6 +85,7 @@ impl Layout {
                     number,
                     ip4,
                     ip6,
+                    guest,
                 })
             });
             let pods = pods.collect::<Result<_>>()?;
@@ -106,6 +109,7 @@ impl Layout {
                 number,
                 ip4,
                 ip6,
+                guest: false,
             });
         }
         Ok(layout)

@@ -25,10 +25,13 @@ use crate::netns::Netns;
 use crate::pod::{Place, Pod};
 use crate::residue;
 
+/// A pod to be: its name, and whether it is a guest.
+pub(crate) type PodPlan = (String, bool);
+
 /// Says what a world consists of.
 #[derive(Debug, Default)]
 pub struct Builder {
-    nodes: Vec<(String, Vec<String>)>,
+    nodes: Vec<(String, Vec<PodPlan>)>,
     outside: Vec<String>,
 }
 
@@ -39,8 +42,19 @@ impl Builder {
         name: impl Into<String>,
         pods: impl IntoIterator<Item = S>,
     ) -> Self {
-        self.nodes
-            .push((name.into(), pods.into_iter().map(Into::into).collect()));
+        let pods = pods.into_iter().map(|pod| (pod.into(), false)).collect();
+        self.nodes.push((name.into(), pods));
+        self
+    }
+
+    /// A pod of the node named last whose sockets its cgroup programs cannot see, as that of a
+    /// virtual machine: its processes are outside the node's cgroup. Panics without a node.
+    pub fn guest(mut self, name: impl Into<String>) -> Self {
+        let (_, pods) = self
+            .nodes
+            .last_mut()
+            .expect("a guest needs a node before it");
+        pods.push((name.into(), true));
         self
     }
 
@@ -205,7 +219,12 @@ impl World {
             for pod in &node.pods {
                 let netns = Arc::new(next_ns()?);
                 pod.configure(&netns)?;
-                let place = place(&netns, &pod.name)?;
+                let place = if pod.guest {
+                    let cgroup = Cgroup::create(root.path().join(&pod.name))?;
+                    Place { netns, cgroup }
+                } else {
+                    place(&netns, &pod.name)?
+                };
                 pods.insert(
                     pod.name.clone(),
                     Pod::new(&pod.name, pod.ip4, pod.ip6, place),
