@@ -111,7 +111,13 @@ fn remove_world(id: &str) {
     if let Ok(path) = &cgroup {
         cgroup::remove(path);
     }
+    remove_run_dir(&dir);
+}
+
+/// Also removes the directory of all worlds after the last.
+pub(crate) fn remove_run_dir(dir: &Path) {
     let _ = fs::remove_dir_all(dir);
+    let _ = fs::remove_dir(RUN_ROOT);
 }
 
 /// The id at the start of `<pid>-<number>` or `<pid>-<number>-<name>`.

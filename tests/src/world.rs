@@ -280,13 +280,17 @@ struct RunDir(PathBuf);
 
 impl RunDir {
     fn create(path: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        let create = || std::fs::create_dir_all(&path);
+        // The end of another world removes the parent when it looks empty: then once more.
+        create()
+            .or_else(|_| create())
+            .with_context(|| format!("create {}", path.display()))?;
         Ok(Self(path))
     }
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        residue::remove_run_dir(&self.0);
     }
 }

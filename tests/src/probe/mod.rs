@@ -6,6 +6,7 @@
 mod bench;
 mod churn;
 pub mod client;
+mod handles;
 mod http;
 mod run;
 mod serve;
