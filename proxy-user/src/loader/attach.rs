@@ -155,7 +155,9 @@ impl Loaded {
                 cgroup: cgroup.to_owned(),
                 reason: reason(error),
             };
-            const MODE: CgroupAttachMode = CgroupAttachMode::AllowMultiple;
+            // A link takes no flags: it always allows others beside it (cgroup_bpf_link_attach in
+            // kernel/bpf/cgroup.c).
+            const MODE: CgroupAttachMode = CgroupAttachMode::Single;
             let link: FdLink = match program {
                 Program::CgroupSockAddr(program) => {
                     let id = program.attach(&directory, MODE).map_err(|e| error(&e))?;

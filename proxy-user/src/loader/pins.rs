@@ -43,6 +43,8 @@ pub struct Pins {
 }
 
 const LINK_PREFIX: &str = "link_";
+/// Of a link that is about to take another's place. (bpffs has no names with a dot.)
+const FRESH_SUFFIX: &str = "_new";
 
 impl Pins {
     pub fn new(bpffs_root: &Path) -> Self {
@@ -117,6 +119,7 @@ impl Pins {
                 let name = entry.file_name().into_string().ok()?;
                 Some(name.strip_prefix(LINK_PREFIX)?.to_owned())
             })
+            .filter(|program| !program.ends_with(FRESH_SUFFIX))
             .collect();
         programs.sort();
         programs
@@ -126,7 +129,7 @@ impl Pins {
     /// either.
     pub fn replace_link(&self, program: &str, link: FdLink) -> Result<(), PinError> {
         let path = self.link(program);
-        let fresh = path.with_extension("new");
+        let fresh = self.link(&format!("{program}{FRESH_SUFFIX}"));
         // Left by an agent that died right here; its link goes with it.
         match fs::remove_file(&fresh) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
