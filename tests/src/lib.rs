@@ -16,6 +16,7 @@ pub mod netns;
 pub mod pod;
 pub mod probe;
 pub mod residue;
+pub mod stage;
 pub mod wait;
 pub mod world;
 
