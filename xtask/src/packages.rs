@@ -140,6 +140,11 @@ impl Apt {
         let mut args = vec!["install", "-y", "--no-install-recommends", "--no-remove"];
         args.extend(packages);
         let names = packages.join(" ");
+        if !sh::can_become_root() {
+            bail!(
+                "installing needs root, and there is no sudo: run `apt-get install {names}` as root"
+            );
+        }
         let installed = sh::step(&format!("installing {names}"), || apt_get(&args));
         if installed.is_err() && !self.updated {
             eprintln!("perhaps the package lists are old; trying once more with new ones");

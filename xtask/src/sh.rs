@@ -65,7 +65,12 @@ pub(crate) fn cargo(root: &Path) -> Command {
 
 /// How a person would type it.
 pub(crate) fn shown(command: &Command) -> String {
-    let mut line = command.get_program().to_string_lossy().into_owned();
+    let program = Path::new(command.get_program());
+    let name = program.file_name().filter(|&name| name == "cargo");
+    let mut line = name
+        .unwrap_or(program.as_os_str())
+        .to_string_lossy()
+        .into_owned();
     for arg in command.get_args() {
         let _ = write!(line, " {}", arg.to_string_lossy());
     }
@@ -144,15 +149,12 @@ pub(crate) fn is_root() -> bool {
     geteuid().is_root()
 }
 
+pub(crate) fn can_become_root() -> bool {
+    is_root() || find("sudo").is_some()
+}
+
 /// sudo starts with an almost empty environment; these say what the user wants of the program.
-const KEPT_UNDER_SUDO: &[&str] = &[
-    "DEBIAN_FRONTEND",
-    "KUBE",
-    "NODE_NAME",
-    "NO_COLOR",
-    "PROPTEST_",
-    "RUST_",
-];
+const KEPT_UNDER_SUDO: &[&str] = &["KUBE", "NODE_NAME", "NO_COLOR", "PROPTEST_", "RUST_"];
 
 /// `program` with root's rights, by sudo where we have none. `extra` is added to its environment.
 pub(crate) fn as_root(
