@@ -1,1 +1,3 @@
+//! The world in which kube-portal is tested.
 
+pub mod apiserver;

@@ -45,23 +45,23 @@ impl World {
 
     /// The next event, which has to be about this address of this Service.
     async fn expect(&mut self, name: &str, ip: &str) {
-        match self.next().await {
-            Event::ServiceApplied(service) => {
-                assert_eq!(service.name.name.as_ref(), name);
-                assert_eq!(
-                    service.cluster_ips,
-                    [ip.parse::<std::net::IpAddr>().expect("an address")]
-                );
-            }
-            other => panic!("{name} {ip} expected: {other:?}"),
-        }
+        let event = self.next().await;
+        let Event::ServiceApplied(service) = event else {
+            panic!("{name} {ip} expected: {event:?}");
+        };
+        assert_eq!(service.name.name.as_ref(), name);
+        assert_eq!(
+            service.cluster_ips,
+            [ip.parse::<std::net::IpAddr>().expect("an address")]
+        );
     }
 
     async fn expect_gone(&mut self, expected: &str) {
-        match self.next().await {
-            Event::ServiceGone(name) => assert_eq!(name.name.as_ref(), expected),
-            other => panic!("{expected} to go was expected: {other:?}"),
-        }
+        let event = self.next().await;
+        let Event::ServiceGone(name) = event else {
+            panic!("{expected} to go was expected: {event:?}");
+        };
+        assert_eq!(name.name.as_ref(), expected);
     }
 }
 
