@@ -1,3 +1,28 @@
-//! The world in which kube-portal is tested.
+//! The world the tests run in: nodes, pods and outside clients as network namespaces and child
+//! cgroups on one machine, a probe inside each pod, and the agent under test on each node.
+//!
+//! Nothing here touches the host's own network, its root cgroup or its sysctls. Everything made
+//! carries the process id in its name, so what a killed test left is found and removed by the next.
 
+pub mod agent;
 pub mod apiserver;
+pub mod binaries;
+pub mod bpf;
+pub mod bpffs;
+pub mod cgroup;
+pub mod demo;
+mod layout;
+pub mod manifests;
+pub mod netns;
+pub mod pod;
+pub mod probe;
+pub mod residue;
+pub mod stage;
+pub mod wait;
+pub mod world;
+
+pub use agent::{Agent, Source};
+pub use manifests::{EndpointSlice, ManifestDir, Service};
+pub use pod::Pod;
+pub use probe::client::net_error;
+pub use world::{Node, World};

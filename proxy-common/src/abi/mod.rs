@@ -4,9 +4,50 @@
 //! keys (hashed as bytes) and can be copied in and out of the kernel. Changing any of them means
 //! changing [`ABI_VERSION`].
 
+mod addr;
+mod counter;
+mod layout;
+mod name;
 mod protocol;
+mod service;
+mod socket;
 
+pub use addr::{Addr, SockAddr};
+pub use counter::Counter;
+pub use name::ServiceName;
 pub use protocol::Protocol;
+pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, ServiceWord};
+pub use socket::{
+    SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey, UdpPeer,
+};
 
 /// Version of the map layout; names the directory of pins.
 pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps, as in the kernel object and below the directory of pins. The kernel keeps the
+/// first 15 bytes.
+pub mod map {
+    pub const FRONTENDS: &str = "KP_FRONTENDS";
+    pub const SERVICES: &str = "KP_SERVICES";
+    pub const SLOTS: &str = "KP_SLOTS";
+    pub const BACKENDS: &str = "KP_BACKENDS";
+    pub const NAMES: &str = "KP_NAMES";
+    pub const SOCKETS: &str = "KP_SOCKETS";
+    pub const UDP_PEERS: &str = "KP_UDP_PEERS";
+    pub const UDP_FLOWS: &str = "KP_UDP_FLOWS";
+    pub const UDP_REVERSE: &str = "KP_UDP_REVERSE";
+    pub const COUNTERS: &str = "KP_COUNTERS";
+
+    pub const ALL: &[&str] = &[
+        FRONTENDS,
+        SERVICES,
+        SLOTS,
+        BACKENDS,
+        NAMES,
+        SOCKETS,
+        UDP_PEERS,
+        UDP_FLOWS,
+        UDP_REVERSE,
+        COUNTERS,
+    ];
+}

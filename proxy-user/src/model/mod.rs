@@ -1,7 +1,12 @@
 //! Pure: folds [`Event`]s into what every Service port should look like on this node.
 
+mod claims;
 pub mod ingest;
 pub mod object;
 pub mod policy;
+mod snapshot;
+mod state;
 
 pub use object::*;
+pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope};
+pub use state::{Model, Note};

@@ -3,6 +3,8 @@
 //! `CategorizeEndpoints` in `pkg/proxy/topology.go`; KEP-2086 (internalTrafficPolicy), KEP-1669
 //! (terminating endpoints), KEP-2433 and KEP-3015 (hints). `BEHAVIOUR.md` section 1B.
 
+use std::borrow::Borrow;
+
 use super::{Endpoint, Node, TrafficPolicy};
 
 /// What a Service says about who may serve whom.
@@ -39,7 +41,7 @@ pub enum Topology {
     SameNode,
 }
 
-pub fn categorize(endpoints: &[Endpoint], policies: &Policies, node: &Node) -> Choice {
+pub fn categorize<E: Borrow<Endpoint>>(endpoints: &[E], policies: &Policies, node: &Node) -> Choice {
     let external_local =
         policies.externally_accessible && policies.external == TrafficPolicy::Local;
     let uses_local = policies.internal == TrafficPolicy::Local || external_local;
@@ -49,6 +51,7 @@ pub fn categorize(endpoints: &[Endpoint], policies: &Policies, node: &Node) -> C
     let mut choice = Choice {
         has_any: endpoints
             .iter()
+            .map(E::borrow)
             .any(|endpoint| endpoint.ready || still_serving(endpoint)),
         ..Choice::default()
     };
@@ -70,8 +73,8 @@ pub fn categorize(endpoints: &[Endpoint], policies: &Policies, node: &Node) -> C
 
 /// The ready ones among the preferred; if there are none, those among the fallback that terminate but
 /// still answer, so that the last pods of a rollout are not cut off early (KEP-1669).
-fn ready_or_still_serving(
-    endpoints: &[Endpoint],
+fn ready_or_still_serving<E: Borrow<Endpoint>>(
+    endpoints: &[E],
     preferred: impl Fn(&Endpoint) -> bool,
     fallback: impl Fn(&Endpoint) -> bool,
 ) -> Vec<usize> {
@@ -85,11 +88,11 @@ fn ready_or_still_serving(
     }
 }
 
-fn indices(endpoints: &[Endpoint], wanted: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
+fn indices<E: Borrow<Endpoint>>(endpoints: &[E], wanted: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
     endpoints
         .iter()
         .enumerate()
-        .filter(|(_, endpoint)| wanted(endpoint))
+        .filter(|(_, endpoint)| wanted((*endpoint).borrow()))
         .map(|(index, _)| index)
         .collect()
 }
@@ -103,9 +106,12 @@ pub fn is_local(endpoint: &Endpoint, node: &Node) -> bool {
     endpoint.node.as_ref() == Some(&node.name)
 }
 
-fn topology(endpoints: &[Endpoint], node: &Node) -> Topology {
+fn topology<E: Borrow<Endpoint>>(endpoints: &[E], node: &Node) -> Topology {
     for candidate in [Topology::SameNode, Topology::SameZone] {
-        let mut ready = endpoints.iter().filter(|endpoint| endpoint.ready);
+        let mut ready = endpoints
+            .iter()
+            .map(E::borrow)
+            .filter(|endpoint| endpoint.ready);
         let all_hinted = ready.clone().all(|endpoint| candidate.is_hinted(endpoint));
         if all_hinted && ready.any(|endpoint| candidate.admits(endpoint, node)) {
             return candidate;

@@ -1,0 +1,139 @@
+//! Frontend -> service word -> slot -> backend: one hash lookup, then array reads.
+
+use super::{addr::Addr, layout::abi_struct};
+
+abi_struct! {
+    /// Key of the map FRONTENDS: what a client dials.
+    pub struct FrontendKey {
+        pub addr: Addr,
+        /// In network byte order as it lies in memory.
+        pub port_be: u16,
+        /// IANA protocol number.
+        pub protocol: u8,
+        /// Always 0.
+        pub zero: u8,
+    }
+
+    /// Value of the map FRONTENDS.
+    pub struct Frontend {
+        /// Index into SERVICES, never 0.
+        pub service: u32,
+        /// A [`FrontendKind`].
+        pub kind: u8,
+        /// Always 0.
+        pub zero: [u8; 3],
+    }
+
+    /// Element of the map BACKENDS. `service` 0 means that the id is not in use.
+    pub struct Backend {
+        pub addr: Addr,
+        /// In network byte order as it lies in memory.
+        pub port_be: u16,
+        /// IANA protocol number.
+        pub protocol: u8,
+        /// Always 0.
+        pub zero: u8,
+        /// The service it belongs to: a flow whose backend answers to another service is stale.
+        pub service: u32,
+    }
+}
+
+/// What kind of address a frontend is (BEHAVIOUR §1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum FrontendKind {
+    ClusterIp = 1,
+    ExternalIp = 2,
+    LoadBalancer = 3,
+}
+
+impl FrontendKind {
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::ClusterIp),
+            2 => Some(Self::ExternalIp),
+            3 => Some(Self::LoadBalancer),
+            _ => None,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::ExternalIp => "ExternalIP",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+/// Element of the map SERVICES: the word that switches a service from one set of backends to the
+/// next. Eight aligned bytes, written with one store, so a reader sees the old set or the new one.
+///
+/// Bits 0..32 first slot, 32..56 number of slots, 56..64 [`Empty`] (what to do without slots).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct ServiceWord(pub u64);
+
+/// What happens to a connection when a service has no slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Empty {
+    /// The id is not in use; frontends must not name it.
+    Unused = 0,
+    /// No usable endpoint anywhere: REJECT (BEHAVIOUR R1).
+    Refuse = 1,
+    /// Endpoints elsewhere, but policy Local: DROP (BEHAVIOUR E6, R3).
+    Drop = 2,
+}
+
+impl ServiceWord {
+    /// More slots than this don't fit the word.
+    pub const MAX_COUNT: u32 = (1 << 24) - 1;
+
+    #[inline(always)]
+    pub const fn with_backends(first_slot: u32, count: u32) -> Self {
+        Self(first_slot as u64 | ((count & Self::MAX_COUNT) as u64) << 32 | 1 << 56)
+    }
+
+    #[inline(always)]
+    pub const fn without_backends(empty: Empty) -> Self {
+        Self((empty as u64) << 56)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are the field")]
+    pub const fn first_slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn count(self) -> u32 {
+        ((self.0 >> 32) & Self::MAX_COUNT as u64) as u32
+    }
+
+    #[inline(always)]
+    pub const fn empty(self) -> Empty {
+        match self.0 >> 56 {
+            1 => Empty::Refuse,
+            2 => Empty::Drop,
+            _ => Empty::Unused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_word_keeps_its_three_fields_apart() {
+        let word = ServiceWord::with_backends(u32::MAX, ServiceWord::MAX_COUNT);
+        assert_eq!(word.first_slot(), u32::MAX);
+        assert_eq!(word.count(), ServiceWord::MAX_COUNT);
+        let word = ServiceWord::with_backends(7, 3);
+        assert_eq!((word.first_slot(), word.count()), (7, 3));
+        let word = ServiceWord::without_backends(Empty::Drop);
+        assert_eq!((word.count(), word.empty()), (0, Empty::Drop));
+        assert_eq!(ServiceWord::default().empty(), Empty::Unused);
+    }
+}

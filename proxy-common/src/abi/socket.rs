@@ -1,0 +1,59 @@
+//! What is remembered of a socket, so that an application sees the address it dialled.
+
+use super::{addr::SockAddr, layout::abi_struct};
+
+abi_struct! {
+    /// Value of the map SOCKETS (socket storage: it lives and dies with the socket) for a socket
+    /// connected through a frontend.
+    pub struct SocketFlow {
+        /// What the application dialled.
+        pub frontend: SockAddr,
+        /// What it is connected to. If the kernel's peer is another address, the entry is stale.
+        pub backend: SockAddr,
+        pub backend_id: u32,
+        pub service: u32,
+    }
+
+    /// Key of the map UDP_PEERS: a connected UDP socket, by its cookie.
+    pub struct SocketCookie {
+        pub cookie: u64,
+    }
+
+    /// Value of the map UDP_PEERS: enough to find the socket again and dial for it when its backend
+    /// goes away.
+    pub struct UdpPeer {
+        pub frontend: SockAddr,
+        /// What it is connected to.
+        pub backend: SockAddr,
+        /// 0 while parked.
+        pub backend_id: u32,
+        pub service: u32,
+        /// Process that connected it, in the initial pid namespace.
+        pub tgid: u32,
+    }
+
+    /// Key of the maps UDP_FLOWS (address: what an unconnected socket sends to) and UDP_REVERSE
+    /// (address: who answers).
+    pub struct UdpFlowKey {
+        pub cookie: u64,
+        pub peer: SockAddr,
+        /// Always 0.
+        pub zero: u32,
+    }
+
+    /// Value of the map UDP_FLOWS.
+    pub struct UdpFlow {
+        /// Monotonic time of a recent datagram, at most [`UDP_TOUCH_NS`] old.
+        pub used_ns: u64,
+        pub backend_id: u32,
+        /// Always 0.
+        pub zero: u32,
+    }
+}
+
+/// A flow this long without a datagram is a new flow: `nf_conntrack_udp_timeout_stream`'s default,
+/// which is what kube-proxy's flows live by.
+pub const UDP_IDLE_NS: u64 = 120 * 1_000_000_000;
+
+/// A flow's time stamp is renewed only when it is older than this, to keep writes off the hot path.
+pub const UDP_TOUCH_NS: u64 = 1_000_000_000;

@@ -1,0 +1,252 @@
+//! The socket path: what happens at connect, sendmsg, recvmsg and getpeername (DESIGN §3.1).
+//!
+//! A connected socket is translated once, at connect(); afterwards no program runs for it. What it
+//! dialled is kept in the socket's own storage, which the kernel frees with the socket. An
+//! unconnected UDP socket is translated at every datagram, and keeps its backend as a flow does in
+//! conntrack: until the backend goes or the flow has been idle for two minutes.
+
+use super::lookup::{Choice, NoChoice, Tables, choose, live};
+use crate::abi::{
+    Counter, FrontendKey, Protocol, SockAddr, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow,
+    UdpFlowKey, UdpPeer,
+};
+
+/// One call of a hook: the socket it runs for, and what is remembered of sockets.
+pub trait Socket: Tables {
+    fn cookie(&self) -> u64;
+    /// Monotonic.
+    fn now_ns(&self) -> u64;
+    /// The calling process, in the initial pid namespace.
+    fn tgid(&self) -> u32;
+
+    fn flow(&self) -> Option<SocketFlow>;
+    /// Whether there was memory for it.
+    fn set_flow(&self, flow: &SocketFlow) -> bool;
+    fn forget_flow(&self);
+
+    fn udp_peer(&self, cookie: u64) -> Option<UdpPeer>;
+    /// Whether there was room for it.
+    fn set_udp_peer(&self, cookie: u64, peer: &UdpPeer) -> bool;
+    fn forget_udp_peer(&self, cookie: u64);
+
+    fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow>;
+    fn set_udp_flow(&self, key: &UdpFlowKey, flow: &UdpFlow) -> bool;
+    /// What the socket sent to, if `key.peer` is a backend it was translated to.
+    fn udp_reverse(&self, key: &UdpFlowKey) -> Option<SockAddr>;
+    fn set_udp_reverse(&self, key: &UdpFlowKey, frontend: &SockAddr) -> bool;
+}
+
+/// What a forward hook (connect, sendmsg) does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// Not for us: the address stays as it is.
+    Pass,
+    /// The address becomes this one.
+    Rewrite(SockAddr),
+    /// ECONNREFUSED.
+    Refuse,
+    /// Lost on purpose: the address stays, and the packet path drops it.
+    Drop,
+}
+
+#[inline(always)]
+fn frontend_key(protocol: Protocol, to: &SockAddr) -> FrontendKey {
+    FrontendKey {
+        addr: to.addr,
+        port_be: to.port_be,
+        protocol: protocol.number(),
+        zero: 0,
+    }
+}
+
+#[inline(always)]
+fn flow_key(cookie: u64, peer: &SockAddr) -> UdpFlowKey {
+    UdpFlowKey {
+        cookie,
+        peer: *peer,
+        zero: 0,
+    }
+}
+
+/// connect(2) to `to`.
+#[inline(always)]
+pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdict {
+    let Some(frontend) = socket.frontend(&frontend_key(protocol, to)) else {
+        connect_elsewhere(socket, protocol, to);
+        return Verdict::Pass;
+    };
+    match choose(socket, frontend.service) {
+        Ok(choice) => {
+            remember(socket, protocol, to, &choice);
+            socket.count(Counter::ConnectTranslated);
+            Verdict::Rewrite(choice.address)
+        }
+        Err(NoChoice::NoEndpoints) => {
+            socket.count(Counter::ConnectRefused);
+            Verdict::Refuse
+        }
+        Err(NoChoice::NoLocalEndpoint) => {
+            socket.count(Counter::ConnectNoLocalEndpoint);
+            Verdict::Drop
+        }
+        Err(NoChoice::Damaged) => {
+            socket.count(Counter::TableDamaged);
+            Verdict::Refuse
+        }
+    }
+}
+
+#[inline(always)]
+fn remember(socket: &impl Socket, protocol: Protocol, dialled: &SockAddr, choice: &Choice) {
+    let mut remembered = socket.set_flow(&SocketFlow {
+        frontend: *dialled,
+        backend: choice.address,
+        backend_id: choice.backend_id,
+        service: choice.service,
+    });
+    if matches!(protocol, Protocol::Udp) {
+        let cookie = socket.cookie();
+        // The agent dials again on behalf of the owner: the owner stays the owner.
+        let tgid = match socket.udp_peer(cookie) {
+            Some(peer) => peer.tgid,
+            None => socket.tgid(),
+        };
+        remembered &= socket.set_udp_peer(
+            cookie,
+            &UdpPeer {
+                frontend: *dialled,
+                backend: choice.address,
+                backend_id: choice.backend_id,
+                service: choice.service,
+                tgid,
+            },
+        );
+    }
+    if !remembered {
+        socket.count(Counter::SocketNotRemembered);
+    }
+}
+
+/// connect(2) to something that is not a frontend, by a socket that may have dialled one before.
+#[inline(always)]
+fn connect_elsewhere(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
+    let Some(mut flow) = socket.flow() else {
+        return;
+    };
+    if *to == flow.backend {
+        // A second copy of this program (while the agent replaces the first) sees the translation.
+        return;
+    }
+    let udp = matches!(protocol, Protocol::Udp);
+    if udp && *to == SockAddr::parked(&flow.frontend.addr) {
+        flow.backend = *to;
+        flow.backend_id = 0;
+        let cookie = socket.cookie();
+        if let Some(mut peer) = socket.udp_peer(cookie) {
+            peer.backend = *to;
+            peer.backend_id = 0;
+            let _known_entry = socket.set_udp_peer(cookie, &peer);
+        }
+        let _known_entry = socket.set_flow(&flow);
+        socket.count(Counter::SocketParked);
+        return;
+    }
+    socket.forget_flow();
+    if udp {
+        socket.forget_udp_peer(socket.cookie());
+    }
+}
+
+/// sendmsg(2) of a UDP socket that names the destination `to`.
+#[inline(always)]
+pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
+    let Some(frontend) = socket.frontend(&frontend_key(Protocol::Udp, to)) else {
+        return Verdict::Pass;
+    };
+    // A connected socket hears only its peer, so what it sends elsewhere than to its peer gets no
+    // answer; what it sends to the name of its peer must go to its peer.
+    if let Some(flow) = socket.flow()
+        && flow.frontend == *to
+        && let Some(choice) = live(socket, frontend.service, flow.backend_id)
+        && choice.address == flow.backend
+    {
+        socket.count(Counter::SendKnownFlow);
+        return Verdict::Rewrite(flow.backend);
+    }
+    let key = flow_key(socket.cookie(), to);
+    let now_ns = socket.now_ns();
+    let mut counter = Counter::SendNewFlow;
+    if let Some(flow) = socket.udp_flow(&key) {
+        let idle_ns = now_ns.saturating_sub(flow.used_ns);
+        match live(socket, frontend.service, flow.backend_id) {
+            Some(choice) if idle_ns < UDP_IDLE_NS => {
+                if idle_ns > UDP_TOUCH_NS {
+                    keep(socket, &key, &choice, now_ns);
+                }
+                socket.count(Counter::SendKnownFlow);
+                return Verdict::Rewrite(choice.address);
+            }
+            Some(_) => {}
+            None => counter = Counter::SendMovedFlow,
+        }
+    }
+    match choose(socket, frontend.service) {
+        Ok(choice) => {
+            keep(socket, &key, &choice, now_ns);
+            socket.count(counter);
+            Verdict::Rewrite(choice.address)
+        }
+        Err(NoChoice::NoEndpoints) => {
+            socket.count(Counter::SendRefused);
+            Verdict::Refuse
+        }
+        Err(NoChoice::NoLocalEndpoint) => {
+            socket.count(Counter::SendNoLocalEndpoint);
+            Verdict::Drop
+        }
+        Err(NoChoice::Damaged) => {
+            socket.count(Counter::TableDamaged);
+            Verdict::Refuse
+        }
+    }
+}
+
+/// Writes both directions of an unconnected flow.
+#[inline(always)]
+fn keep(socket: &impl Socket, key: &UdpFlowKey, choice: &Choice, now_ns: u64) {
+    let forward = socket.set_udp_flow(
+        key,
+        &UdpFlow {
+            used_ns: now_ns,
+            backend_id: choice.backend_id,
+            zero: 0,
+        },
+    );
+    let reverse = socket.set_udp_reverse(&flow_key(key.cookie, &choice.address), &key.peer);
+    if !(forward && reverse) {
+        socket.count(Counter::SocketNotRemembered);
+    }
+}
+
+/// recvmsg(2) of a UDP socket got a datagram from `from`: the address to show instead, if any.
+#[inline(always)]
+pub fn receive(socket: &impl Socket, from: &SockAddr) -> Option<SockAddr> {
+    let shown = match socket.flow() {
+        Some(flow) if flow.backend == *from => flow.frontend,
+        _ => socket.udp_reverse(&flow_key(socket.cookie(), from))?,
+    };
+    socket.count(Counter::ReceiveReversed);
+    Some(shown)
+}
+
+/// getpeername(2) of a socket connected to `peer`: the address to show instead, if any.
+#[inline(always)]
+pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
+    let flow = socket.flow()?;
+    if flow.backend != *peer {
+        return None;
+    }
+    socket.count(Counter::PeernameReversed);
+    Some(flow.frontend)
+}

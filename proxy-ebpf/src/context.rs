@@ -1,0 +1,253 @@
+//! From a sock_addr hook to the traits of `proxy_common::datapath`.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{
+        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_set_retval,
+    },
+    programs::SockAddrContext,
+};
+use proxy_common::{
+    abi::{
+        Addr, Backend, Counter, Frontend, FrontendKey, ServiceWord, SockAddr, SocketCookie,
+        SocketFlow, UdpFlow, UdpFlowKey, UdpPeer,
+    },
+    datapath::{lookup::Tables, socket::Socket},
+};
+
+use crate::maps;
+
+const ECONNREFUSED: i32 = 111;
+
+/// What a forward hook returns to the kernel.
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+/// `BPF_ANY`.
+const ANY: u64 = 0;
+
+/// The hook's address is IPv4 or IPv6; everything behind it is the same.
+#[derive(Clone, Copy)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// A hook's context, with the family its program is attached for.
+pub(crate) struct Hook {
+    ctx: SockAddrContext,
+    family: Family,
+}
+
+impl Hook {
+    #[inline(always)]
+    pub(crate) fn new(ctx: SockAddrContext, family: Family) -> Self {
+        Self { ctx, family }
+    }
+
+    /// IANA protocol number of the socket.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context; every field below is one the verifier allows.
+        unsafe { (*self.ctx.sock_addr).protocol }
+    }
+
+    /// The address the hook is about: destination, or source of what was received.
+    #[inline(always)]
+    pub(crate) fn address(&self) -> SockAddr {
+        let sa = self.ctx.sock_addr;
+        // SAFETY: see `protocol`.
+        let (addr, port) = unsafe {
+            let addr = match self.family {
+                Family::V4 => Addr::from_v4_word((*sa).user_ip4),
+                Family::V6 => Addr {
+                    words: [
+                        (*sa).user_ip6[0],
+                        (*sa).user_ip6[1],
+                        (*sa).user_ip6[2],
+                        (*sa).user_ip6[3],
+                    ],
+                },
+            };
+            (addr, (*sa).user_port)
+        };
+        // The context widens a 16-bit field.
+        SockAddr::from_parts(addr, port as u16)
+    }
+
+    #[inline(always)]
+    pub(crate) fn rewrite(&self, to: &SockAddr) {
+        let sa = self.ctx.sock_addr;
+        // SAFETY: see `protocol`.
+        unsafe {
+            match self.family {
+                Family::V4 => (*sa).user_ip4 = to.addr.words[3],
+                Family::V6 => {
+                    (*sa).user_ip6[0] = to.addr.words[0];
+                    (*sa).user_ip6[1] = to.addr.words[1];
+                    (*sa).user_ip6[2] = to.addr.words[2];
+                    (*sa).user_ip6[3] = to.addr.words[3];
+                }
+            }
+            (*sa).user_port = u32::from(to.port_be);
+        }
+    }
+
+    /// Makes the system call fail with ECONNREFUSED; returns what the program must return.
+    ///
+    /// Without bpf_set_retval a denial is always EPERM, so the call is sent to a port where nobody
+    /// can answer instead: `fallback`.
+    #[inline(always)]
+    pub(crate) fn refuse(&self, fallback: &SockAddr) -> i32 {
+        if maps::HAS_SET_RETVAL.load() != 0 {
+            // SAFETY: plain helper call.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            return DENY;
+        }
+        self.rewrite(fallback);
+        ALLOW
+    }
+}
+
+impl Tables for Hook {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // SAFETY: an element may be replaced while it is read, but then by one for the same
+        // frontend; it stays allocated until this program ends.
+        unsafe { maps::FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<ServiceWord> {
+        let word = maps::SERVICES.get_ptr(id)?;
+        // SAFETY: the pointer is in the array; volatile makes it one load.
+        Some(ServiceWord(unsafe { word.read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        let backend = maps::BACKENDS.get_ptr(id)?;
+        // SAFETY: the pointer is in the array. The service is read first: the agent writes it last,
+        // and nothing else of an element while any program may still hold its id.
+        unsafe {
+            let service = (&raw const (*backend).service).read_volatile();
+            Some(Backend {
+                addr: (&raw const (*backend).addr).read_volatile(),
+                port_be: (&raw const (*backend).port_be).read_volatile(),
+                protocol: 0,
+                zero: 0,
+                service,
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: plain helper call.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        if let Some(value) = maps::COUNTERS.get_ptr_mut(counter.index()) {
+            // SAFETY: this CPU's own element; programs of one hook don't interrupt one another.
+            unsafe { *value += 1 };
+        }
+    }
+}
+
+impl Socket for Hook {
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: plain helper call.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn tgid(&self) -> u32 {
+        // SAFETY: plain helper call.
+        (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn flow(&self) -> Option<SocketFlow> {
+        // SAFETY: the context holds the socket; a non-null result is this socket's value.
+        unsafe { maps::SOCKETS.get_ptr_mut(&self.ctx).as_ref() }.copied()
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, flow: &SocketFlow) -> bool {
+        // SAFETY: as in `flow`. The storage of a socket that is dialled twice at once by two
+        // threads can mix both; the kernel's own peer address is as undefined then.
+        unsafe {
+            match maps::SOCKETS.get_or_insert_ptr_mut(&self.ctx, None).as_mut() {
+                Some(stored) => {
+                    *stored = *flow;
+                    true
+                }
+                None => false,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn forget_flow(&self) {
+        // SAFETY: the context holds the socket.
+        let _absent_is_fine = unsafe {
+            let sk = (*self.ctx.sock_addr).__bindgen_anon_1.sk;
+            maps::SOCKETS.delete(sk)
+        };
+    }
+
+    #[inline(always)]
+    fn udp_peer(&self, cookie: u64) -> Option<UdpPeer> {
+        // SAFETY: see `frontend`.
+        unsafe { maps::UDP_PEERS.get(SocketCookie { cookie }) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_udp_peer(&self, cookie: u64, peer: &UdpPeer) -> bool {
+        maps::UDP_PEERS
+            .insert(SocketCookie { cookie }, peer, ANY)
+            .is_ok()
+    }
+
+    #[inline(always)]
+    fn forget_udp_peer(&self, cookie: u64) {
+        let _absent_is_fine = maps::UDP_PEERS.remove(SocketCookie { cookie });
+    }
+
+    #[inline(always)]
+    fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow> {
+        // SAFETY: see `frontend`.
+        unsafe { maps::UDP_FLOWS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_udp_flow(&self, key: &UdpFlowKey, flow: &UdpFlow) -> bool {
+        maps::UDP_FLOWS.insert(key, flow, ANY).is_ok()
+    }
+
+    #[inline(always)]
+    fn udp_reverse(&self, key: &UdpFlowKey) -> Option<SockAddr> {
+        // SAFETY: see `frontend`.
+        unsafe { maps::UDP_REVERSE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_udp_reverse(&self, key: &UdpFlowKey, frontend: &SockAddr) -> bool {
+        maps::UDP_REVERSE.insert(key, frontend, ANY).is_ok()
+    }
+}

@@ -1,0 +1,132 @@
+//! Entries: one function a hook.
+
+use aya_ebpf::{
+    helpers::generated::bpf_get_socket_cookie,
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
+};
+use proxy_common::{
+    abi::{Protocol, SockAddr, SocketCookie},
+    datapath::socket::{self, Verdict},
+};
+
+use crate::{
+    context::{Family, Hook},
+    maps,
+};
+
+const ALLOW: i32 = 1;
+const IPPROTO_TCP: u32 = Protocol::Tcp.number() as u32;
+const IPPROTO_UDP: u32 = Protocol::Udp.number() as u32;
+/// An MPTCP socket dials a TCP port.
+const IPPROTO_MPTCP: u32 = 262;
+
+/// Where datagrams of an unconnected socket are lost on kernels without bpf_set_retval: port 0 is
+/// not a destination sendmsg accepts, and such a socket is never told of an ICMP error.
+const DISCARD_PORT_BE: u16 = 1_u16.to_be();
+
+#[inline(always)]
+fn connect(ctx: SockAddrContext, family: Family) -> i32 {
+    let hook = Hook::new(ctx, family);
+    let protocol = match hook.protocol() {
+        IPPROTO_TCP | IPPROTO_MPTCP => Protocol::Tcp,
+        IPPROTO_UDP => Protocol::Udp,
+        _ => return ALLOW,
+    };
+    let to = hook.address();
+    match socket::connect(&hook, protocol, &to) {
+        Verdict::Pass | Verdict::Drop => ALLOW,
+        Verdict::Rewrite(backend) => {
+            hook.rewrite(&backend);
+            ALLOW
+        }
+        Verdict::Refuse => hook.refuse(&SockAddr::parked(&to.addr)),
+    }
+}
+
+#[inline(always)]
+fn sendmsg(ctx: SockAddrContext, family: Family) -> i32 {
+    let hook = Hook::new(ctx, family);
+    let to = hook.address();
+    match socket::send(&hook, &to) {
+        Verdict::Pass | Verdict::Drop => ALLOW,
+        Verdict::Rewrite(backend) => {
+            hook.rewrite(&backend);
+            ALLOW
+        }
+        Verdict::Refuse => hook.refuse(&SockAddr::from_parts(
+            to.addr.loopback_like(),
+            DISCARD_PORT_BE,
+        )),
+    }
+}
+
+#[inline(always)]
+fn recvmsg(ctx: SockAddrContext, family: Family) -> i32 {
+    let hook = Hook::new(ctx, family);
+    if let Some(shown) = socket::receive(&hook, &hook.address()) {
+        hook.rewrite(&shown);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn getpeername(ctx: SockAddrContext, family: Family) -> i32 {
+    let hook = Hook::new(ctx, family);
+    if let Some(shown) = socket::peer_name(&hook, &hook.address()) {
+        hook.rewrite(&shown);
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn kp_connect4(ctx: SockAddrContext) -> i32 {
+    connect(ctx, Family::V4)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn kp_connect6(ctx: SockAddrContext) -> i32 {
+    connect(ctx, Family::V6)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn kp_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg(ctx, Family::V4)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn kp_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg(ctx, Family::V6)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub(crate) fn kp_recvmsg4(ctx: SockAddrContext) -> i32 {
+    recvmsg(ctx, Family::V4)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub(crate) fn kp_recvmsg6(ctx: SockAddrContext) -> i32 {
+    recvmsg(ctx, Family::V6)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub(crate) fn kp_getpeername4(ctx: SockAddrContext) -> i32 {
+    getpeername(ctx, Family::V4)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub(crate) fn kp_getpeername6(ctx: SockAddrContext) -> i32 {
+    getpeername(ctx, Family::V6)
+}
+
+/// Socket storage goes with the socket by itself; the list of connected UDP sockets doesn't.
+#[cgroup_sock(sock_release)]
+pub(crate) fn kp_sock_release(ctx: SockContext) -> i32 {
+    // SAFETY: the kernel passes a valid socket, and this is a field the verifier allows.
+    if unsafe { (*ctx.sock).protocol } == IPPROTO_UDP {
+        // SAFETY: the helper takes the context.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+        let _absent_is_fine = maps::UDP_PEERS.remove(SocketCookie { cookie });
+    }
+    ALLOW
+}

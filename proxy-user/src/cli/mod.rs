@@ -1,0 +1,86 @@
+//! The command line: what a node engineer types.
+
+mod cleanup;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    loader::{LoadError, PinError, PreflightError},
+    maps::StoreError,
+};
+
+/// Translates Kubernetes Services in the kernel with eBPF, in place of kube-proxy.
+///
+/// `run` is the agent: it keeps the kernel's maps equal to the cluster's Services and EndpointSlices.
+/// The programs it attaches stay when it stops, so traffic never depends on it; `cleanup` takes them
+/// away.
+#[derive(Debug, Parser)]
+#[command(name = "kube-portal", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent until it is told to stop.
+    Run(run::RunArgs),
+    /// Show what is translated: frontends, backends, counters. Needs no running agent.
+    Status(status::StatusArgs),
+    /// Detach and remove every program, link, map and pin that is ours, and say what was removed.
+    Cleanup(cleanup::CleanupArgs),
+}
+
+/// Where the pins are.
+#[derive(Args, Clone, Debug)]
+struct PinArgs {
+    /// A mounted BPF filesystem; everything of ours is below DIR/kube-portal.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    bpffs_root: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Source(#[from] crate::watch::SourceError),
+    #[error("{what}: {source}")]
+    Io {
+        what: &'static str,
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl CliError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Preflight(_) => 3,
+            Self::Pin(PinError::Nothing { .. }) => 4,
+            Self::Load(_) | Self::Pin(_) | Self::Store(_) | Self::Source(_) | Self::Io { .. } => 1,
+        }
+    }
+}
+
+impl Cli {
+    pub fn execute(self) -> Result<(), CliError> {
+        match self.command {
+            Command::Run(args) => run::execute(args),
+            Command::Status(args) => status::execute(&args),
+            Command::Cleanup(args) => cleanup::execute(&args),
+        }
+    }
+}

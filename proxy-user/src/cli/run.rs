@@ -1,0 +1,86 @@
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{CliError, PinArgs};
+use crate::{
+    app,
+    loader::{Sizes, check_bpffs, check_cgroup, check_node, find_cgroup_root},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    /// Serve the Services and EndpointSlices in this folder of YAML or JSON files, and follow its
+    /// changes.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+    /// Serve this cluster. Without it: $KUBECONFIG, ~/.kube/config, or the pod's service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// This node's name in the cluster [default: the host name, in lower case]
+    #[arg(long, env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// Processes in this cgroup v2 directory and below are served [default: the first cgroup v2
+    /// mount]
+    #[arg(long, value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    pins: PinArgs,
+    /// Room for this many frontends (address, port and protocol).
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    max_frontends: u32,
+    /// Room for this many Service ports, each family counted.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    max_services: u32,
+    /// Room for this many backends, each Service port counted.
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    max_backends: u32,
+    /// Room for this many UDP flows of sockets; the least recently used go first.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    max_udp_flows: u32,
+}
+
+pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
+    check_node()?;
+    let cgroup_root = match args.cgroup_root {
+        Some(path) => path,
+        None => find_cgroup_root()?,
+    };
+    check_cgroup(&cgroup_root)?;
+    check_bpffs(&args.pins.bpffs_root)?;
+    let node_name = match args.node_name {
+        Some(name) => name,
+        None => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .to_lowercase(),
+    };
+    let config = app::Config {
+        source: match args.manifests {
+            Some(directory) => app::Source::Manifests(directory),
+            None => app::Source::Kubernetes(args.kubeconfig),
+        },
+        node_name,
+        cgroup_root,
+        bpffs_root: args.pins.bpffs_root,
+        sizes: Sizes {
+            frontends: args.max_frontends,
+            services: args.max_services,
+            backends: args.max_backends,
+            udp_flows: args.max_udp_flows,
+        },
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Io {
+            what: "the runtime",
+            source,
+        })?
+        .block_on(app::run(config))
+}

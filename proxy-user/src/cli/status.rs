@@ -1,0 +1,53 @@
+use std::io::{IsTerminal as _, Write as _};
+
+use clap::Args;
+
+use super::{CliError, PinArgs};
+use crate::{
+    loader::{Pins, check_bpffs, check_node},
+    maps::MapStore as _,
+    status::Status,
+};
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pins: PinArgs,
+    /// One JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
+    check_node()?;
+    check_bpffs(&args.pins.bpffs_root)?;
+    let pins = Pins::new(&args.pins.bpffs_root);
+    let store = pins.open_store()?;
+    let status = Status::new(
+        &store.observe()?,
+        store.capacity(),
+        &store.counters()?,
+        pins.linked_programs(),
+    );
+    let text = if args.json {
+        serde_json::to_string_pretty(&status).map_err(|error| CliError::Io {
+            what: "status",
+            source: error.into(),
+        })?
+    } else {
+        let width = std::io::stdout()
+            .is_terminal()
+            .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok())
+            .flatten()
+            .map(|size| size.ws_col);
+        status.to_table(width)
+    };
+    // A reader that has seen enough (`| head`) is no failure.
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Io {
+            what: "standard output",
+            source,
+        }),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,194 @@
+//! Loads the kernel object, with maps found or made at their pins, and attaches the programs.
+
+use std::{fs::File, os::fd::OwnedFd, path::{Path, PathBuf}};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::Map,
+    programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
+};
+use proxy_common::abi::map;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::{Features, PinError, Pins};
+use crate::maps::bpf::{BpfStore, OpenError};
+
+/// The kernel object; empty when it was not built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KUBE_PORTAL_EBPF_OBJECT"));
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("this binary was built without the kernel programs; build it with `cargo xtask build`")]
+    NoObject,
+    #[error("the kernel object can't be loaded: {0}")]
+    Object(#[from] EbpfError),
+    #[error("the kernel refused the program {program}: {reason}")]
+    Program { program: String, reason: String },
+    #[error("the program {program} can't be attached to {cgroup}: {reason}")]
+    Attach {
+        program: String,
+        cgroup: PathBuf,
+        reason: String,
+    },
+    #[error("{path}: {source}")]
+    Cgroup {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// How many elements the maps are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    pub frontends: u32,
+    pub services: u32,
+    pub backends: u32,
+    pub udp_flows: u32,
+}
+
+impl Sizes {
+    /// A Service that changes needs its old and its new slots at once, rounded up to a power of two.
+    pub fn slots(&self) -> u32 {
+        self.backends.saturating_mul(2).next_power_of_two()
+    }
+
+    /// Kernel memory of the maps in bytes, roughly: what is allocated when they are made.
+    pub fn memory_bytes(&self) -> u64 {
+        // Hash elements have a header of 48 bytes and a bucket of 16; LRU ones are as large.
+        let hash = |entries: u32, key_and_value: u64| u64::from(entries) * (key_and_value + 64);
+        hash(self.frontends, 32)
+            + u64::from(self.services) * 8
+            + u64::from(self.backends) * 24
+            + u64::from(self.slots()) * 8
+            + hash(self.udp_flows, 48)
+            + hash(self.udp_flows, 56)
+            + hash(self.udp_flows, 64)
+    }
+}
+
+/// Programs in the kernel, not yet attached, and the maps they use.
+#[derive(Debug)]
+pub struct Loaded {
+    ebpf: Ebpf,
+    pins: Pins,
+    /// Holds the pins for this agent.
+    _claim: OwnedFd,
+}
+
+/// Maps are taken over from the pins where they exist.
+pub fn load(
+    pins: &Pins,
+    features: Features,
+    sizes: &Sizes,
+) -> Result<(Loaded, BpfStore), LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    // Before 5.11 maps are charged to this limit. A failure shows when a map is made.
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _not_needed_everywhere = setrlimit(Resource::Memlock, unlimited);
+    let claim = pins.claim()?;
+    let mut loader = EbpfLoader::new();
+    let has_set_retval = u8::from(features.set_retval);
+    loader
+        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .map_max_entries(map::FRONTENDS, sizes.frontends)
+        .map_max_entries(map::SERVICES, sizes.services)
+        .map_max_entries(map::NAMES, sizes.services)
+        .map_max_entries(map::BACKENDS, sizes.backends)
+        .map_max_entries(map::SLOTS, sizes.slots())
+        .map_max_entries(map::UDP_PEERS, sizes.udp_flows)
+        .map_max_entries(map::UDP_FLOWS, sizes.udp_flows)
+        .map_max_entries(map::UDP_REVERSE, sizes.udp_flows);
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
+                log::error!("{name}: not a program of ours: {:?}", other.prog_type());
+            }),
+        };
+        loaded.map_err(|error| LoadError::Program {
+            program: name.to_owned(),
+            reason: reason(&error),
+        })?;
+    }
+    let store = BpfStore::open(|name| match ebpf.take_map(name) {
+        Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => {
+            Ok(data)
+        }
+        _ => Err(OpenError::Missing { map: name }),
+    })?;
+    Ok((
+        Loaded {
+            ebpf,
+            pins: pins.clone(),
+            _claim: claim,
+        },
+        store,
+    ))
+}
+
+impl Loaded {
+    /// Attaches every program to the cgroup and pins its link, in place of an earlier agent's. Other
+    /// tools' programs stay: links allow several.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<Vec<String>, LoadError> {
+        let directory = File::open(cgroup).map_err(|source| LoadError::Cgroup {
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        let mut attached = Vec::new();
+        for (name, program) in self.ebpf.programs_mut() {
+            let error = |error: &dyn std::error::Error| LoadError::Attach {
+                program: name.to_owned(),
+                cgroup: cgroup.to_owned(),
+                reason: reason(error),
+            };
+            // A link takes no flags: it always allows others beside it (cgroup_bpf_link_attach in
+            // kernel/bpf/cgroup.c).
+            const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+            let link: FdLink = match program {
+                Program::CgroupSockAddr(program) => {
+                    let id = program.attach(&directory, MODE).map_err(|e| error(&e))?;
+                    let link = program.take_link(id).map_err(|e| error(&e))?;
+                    link.try_into().map_err(|e| error(&e))?
+                }
+                Program::CgroupSock(program) => {
+                    let id = program.attach(&directory, MODE).map_err(|e| error(&e))?;
+                    let link = program.take_link(id).map_err(|e| error(&e))?;
+                    link.try_into().map_err(|e| error(&e))?
+                }
+                _ => continue,
+            };
+            self.pins.replace_link(name, link)?;
+            attached.push(name.to_owned());
+        }
+        attached.sort();
+        Ok(attached)
+    }
+}
+
+/// The whole chain in one line, the verifier's log last.
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,11 @@
+//! Puts programs and maps into the kernel, and takes them out again.
+
+mod attach;
+mod features;
+mod pins;
+mod preflight;
+
+pub use attach::{LoadError, Loaded, Sizes, load};
+pub use features::Features;
+pub use pins::{PinError, Pins, Removed};
+pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};

@@ -1,0 +1,140 @@
+//! The maps in memory, for tests: writes go where the host build of the datapath reads.
+
+use std::collections::HashMap;
+
+use proxy_common::{
+    abi::{Backend, Counter, ServiceName, ServiceWord, map},
+    datapath::fake::Maps,
+};
+
+use super::{Capacity, MapStore, Observed, StoreError};
+use crate::plan::Step;
+
+#[derive(Debug)]
+pub struct FakeStore {
+    pub maps: Maps,
+    pub names: HashMap<u32, ServiceName>,
+    pub capacity: Capacity,
+    /// Steps executed so far.
+    pub log: Vec<Step>,
+    /// Refuse the step after this many more.
+    pub fail_after: Option<usize>,
+}
+
+impl FakeStore {
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            maps: Maps::default(),
+            names: HashMap::new(),
+            capacity,
+            log: Vec::new(),
+            fail_after: None,
+        }
+    }
+}
+
+fn bounded(map: &'static str, index: u32, capacity: u32) -> Result<(), StoreError> {
+    if index < capacity {
+        Ok(())
+    } else {
+        Err(StoreError::OutOfRange {
+            map,
+            index,
+            capacity,
+        })
+    }
+}
+
+impl MapStore for FakeStore {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn execute(&mut self, step: &Step) -> Result<(), StoreError> {
+        if let Some(left) = &mut self.fail_after {
+            if *left == 0 {
+                return Err(StoreError::Full {
+                    map: map::FRONTENDS,
+                    capacity: self.capacity.frontends,
+                    flag: "--max-frontends",
+                });
+            }
+            *left -= 1;
+        }
+        self.log.push(step.clone());
+        match step {
+            Step::PutName { service, name } => {
+                self.names.insert(*service, *name);
+            }
+            Step::WriteBackend { id, backend } => {
+                bounded(map::BACKENDS, *id, self.capacity.backends)?;
+                self.maps.backends.insert(*id, *backend);
+            }
+            Step::WriteSlots { first, backend_ids } => {
+                for (slot, id) in (*first..).zip(backend_ids) {
+                    bounded(map::SLOTS, slot, self.capacity.slots)?;
+                    self.maps.slots.insert(slot, *id);
+                }
+            }
+            Step::Switch { service, word } => {
+                bounded(map::SERVICES, *service, self.capacity.services)?;
+                self.maps.services.insert(*service, *word);
+            }
+            Step::PutFrontend { key, frontend } => {
+                self.maps.frontends.insert(*key, *frontend);
+            }
+            Step::RemoveFrontend { key } => {
+                self.maps.frontends.remove(key);
+            }
+            Step::ClearBackend { id } => {
+                self.maps.backends.remove(id);
+            }
+            Step::RemoveName { service } => {
+                self.names.remove(service);
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&self) -> Result<Observed, StoreError> {
+        let words: HashMap<u32, ServiceWord> = self
+            .maps
+            .services
+            .iter()
+            .filter(|(_, word)| **word != ServiceWord::default())
+            .map(|(id, word)| (*id, *word))
+            .collect();
+        let slots = words
+            .values()
+            .filter(|word| word.count() > 0)
+            .map(|word| {
+                let first = word.first_slot();
+                let ids = (first..first + word.count())
+                    .map(|slot| self.maps.slots.get(&slot).copied().unwrap_or(0))
+                    .collect();
+                (first, ids)
+            })
+            .collect();
+        let backends: HashMap<u32, Backend> = self
+            .maps
+            .backends
+            .iter()
+            .filter(|(_, backend)| backend.service != 0)
+            .map(|(id, backend)| (*id, *backend))
+            .collect();
+        Ok(Observed {
+            frontends: self.maps.frontends.clone(),
+            names: self.names.clone(),
+            words,
+            slots,
+            backends,
+        })
+    }
+
+    fn counters(&self) -> Result<Vec<(Counter, u64)>, StoreError> {
+        Ok(Counter::ALL
+            .iter()
+            .map(|counter| (*counter, self.maps.counter(*counter)))
+            .collect())
+    }
+}

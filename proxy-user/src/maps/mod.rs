@@ -1,0 +1,76 @@
+//! Where a plan is carried out, and what is found there.
+
+use std::collections::HashMap;
+
+use proxy_common::abi::{
+    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord,
+};
+
+use crate::plan::Step;
+
+pub mod bpf;
+pub mod fake;
+mod shared_array;
+
+pub use shared_array::SharedArrayError;
+
+/// A map refused a write or couldn't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the map {map} has no room for another entry (capacity {capacity}): give the agent a larger {flag}")]
+    Full {
+        map: &'static str,
+        capacity: u32,
+        flag: &'static str,
+    },
+    #[error("the map {map}: {source}")]
+    Map {
+        map: &'static str,
+        source: aya::maps::MapError,
+    },
+    #[error("the map {map}: index {index} is beyond its {capacity} elements")]
+    OutOfRange {
+        map: &'static str,
+        index: u32,
+        capacity: u32,
+    },
+}
+
+/// How many elements each map has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub frontends: u32,
+    pub services: u32,
+    pub backends: u32,
+    pub slots: u32,
+}
+
+/// Everything the agent owns in the maps, as found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    pub names: HashMap<u32, ServiceName>,
+    /// Words that are not zero, by service id.
+    pub words: HashMap<u32, ServiceWord>,
+    /// Slots of those words, by first slot.
+    pub slots: HashMap<u32, Vec<u32>>,
+    /// Backends with a service, by id.
+    pub backends: HashMap<u32, Backend>,
+}
+
+/// The maps: of the kernel, or in memory.
+pub trait MapStore {
+    fn capacity(&self) -> Capacity;
+
+    fn execute(&mut self, step: &Step) -> Result<(), StoreError>;
+
+    fn observe(&self) -> Result<Observed, StoreError>;
+
+    /// Value of each counter, summed over CPUs.
+    fn counters(&self) -> Result<Vec<(Counter, u64)>, StoreError>;
+}
+
+/// Name of the directory of pins below the bpffs root: one per layout of the maps.
+pub fn pin_directory_name() -> String {
+    format!("kube-portal/v{ABI_VERSION}")
+}

@@ -1,0 +1,85 @@
+//! What the model asks for: the hand-over from `model` to `plan`.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use proxy_common::abi::{Empty, FrontendKind, Protocol};
+
+use super::{Family, ObjectName};
+
+/// Which of a Service port's two lists of endpoints (BEHAVIOUR §1B).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    Cluster,
+    Local,
+}
+
+/// The identity of a load-balanced thing (BEHAVIOUR W7) in one family and scope. Whatever has such a
+/// key has one service id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey {
+    pub service: ObjectName,
+    /// Name of the port; empty for the unnamed one.
+    pub port: Arc<str>,
+    pub protocol: Protocol,
+    pub family: Family,
+    pub scope: Scope,
+}
+
+impl PortKey {
+    /// `namespace/name:port`, the port's name left out if it has none.
+    pub fn service_port_name(&self) -> String {
+        if self.port.is_empty() {
+            self.service.to_string()
+        } else {
+            format!("{}:{}", self.service, self.port)
+        }
+    }
+}
+
+impl fmt::Display for PortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} {}",
+            self.service_port_name(),
+            self.protocol,
+            self.family
+        )?;
+        match self.scope {
+            Scope::Cluster => Ok(()),
+            Scope::Local => f.write_str(" local"),
+        }
+    }
+}
+
+/// What clients dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendAddress {
+    pub ip: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol)
+    }
+}
+
+/// The desired state of one [`PortKey`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSnapshot {
+    pub key: PortKey,
+    pub frontends: Vec<(FrontendAddress, FrontendKind)>,
+    /// Backends that get new connections, sorted, each once.
+    pub chosen: Vec<SocketAddr>,
+    /// Backends that get no new connections but keep the flows they have: they still serve
+    /// (BEHAVIOUR C2). Sorted, disjoint from `chosen`.
+    pub kept: Vec<SocketAddr>,
+    /// What to do when nothing is chosen.
+    pub empty: Empty,
+}

@@ -1,0 +1,459 @@
+//! Folds events and answers what a Service should look like now. The cost of an event is that of its
+//! Service, never that of the cluster.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use proxy_common::abi::{Empty, FrontendKind, Protocol};
+
+use super::{
+    Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, Node, ObjectName, PortKey,
+    PortSnapshot, Scope, Service, ServicePort, TrafficPolicy,
+    claims::{Claim, Claims},
+    policy,
+};
+
+/// Something the operator should read once; not an error of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Note {
+    #[error(
+        "Service {loser}: {address} already belongs to Service {owner}, which is older; this \
+         address of {loser} is left out until {owner} gives it up"
+    )]
+    AddressTaken {
+        address: FrontendAddress,
+        owner: ObjectName,
+        loser: ObjectName,
+    },
+    #[error(
+        "EndpointSlice {slice}: Service {service} does not exist or has no cluster IP; the slice \
+         is kept until it does"
+    )]
+    NoService {
+        slice: ObjectName,
+        service: ObjectName,
+    },
+    #[error(
+        "EndpointSlice {slice}: Service {service} has no {family} address; the slice is not used"
+    )]
+    OtherFamily {
+        slice: ObjectName,
+        service: ObjectName,
+        family: Family,
+    },
+}
+
+/// Everything known of one Service name.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Service>,
+    slices: BTreeMap<ObjectName, EndpointSlice>,
+    /// Said already.
+    notes: Vec<Note>,
+}
+
+/// Progress of one kind's list.
+#[derive(Debug, Default)]
+enum List {
+    #[default]
+    Never,
+    /// What the list has named so far, and whether an earlier list was complete.
+    Running { seen: HashSet<ObjectName>, before: bool },
+    Complete,
+}
+
+impl List {
+    fn was_complete(&self) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Running { before, .. } => *before,
+            Self::Complete => true,
+        }
+    }
+}
+
+/// The model of the cluster's Services, as this node needs it.
+#[derive(Debug, Default)]
+pub struct Model {
+    node: Node,
+    entries: HashMap<ObjectName, Entry>,
+    slice_service: HashMap<ObjectName, ObjectName>,
+    claims: Claims,
+    services: List,
+    slices: List,
+    touched: BTreeSet<ObjectName>,
+    notes: Vec<Note>,
+}
+
+impl Model {
+    pub fn new(node: Node) -> Self {
+        Self {
+            node,
+            ..Self::default()
+        }
+    }
+
+    /// Whether both kinds have been listed; before that nothing may be written (BEHAVIOUR W5).
+    pub fn is_ready(&self) -> bool {
+        self.services.was_complete() && self.slices.was_complete()
+    }
+
+    /// The Services whose desired state may have changed since the last call.
+    pub fn take_touched(&mut self) -> BTreeSet<ObjectName> {
+        std::mem::take(&mut self.touched)
+    }
+
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Services with an address to translate.
+    pub fn service_count(&self) -> usize {
+        self.entries
+            .values()
+            .filter(|entry| entry.service.is_some())
+            .count()
+    }
+
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::ListStarted(kind) => {
+                let list = self.list_mut(kind);
+                *list = List::Running {
+                    before: list.was_complete(),
+                    seen: HashSet::new(),
+                };
+            }
+            Event::Listed(kind) => self.listed(kind),
+            Event::ServiceApplied(service) => {
+                self.saw(Kind::Service, &service.name);
+                let name = service.name.clone();
+                self.set_service(&name, Some(service));
+            }
+            Event::ServiceGone(name) => self.set_service(&name, None),
+            Event::SliceApplied(slice) => {
+                self.saw(Kind::EndpointSlice, &slice.name);
+                self.set_slice(slice);
+            }
+            Event::SliceGone(name) => self.remove_slice(&name),
+            Event::NodeChanged(node) => {
+                if node != self.node {
+                    self.node = node;
+                    // The zone and the name decide for every Service.
+                    self.touched.extend(self.entries.keys().cloned());
+                }
+            }
+        }
+    }
+
+    fn list_mut(&mut self, kind: Kind) -> &mut List {
+        match kind {
+            Kind::Service => &mut self.services,
+            Kind::EndpointSlice => &mut self.slices,
+        }
+    }
+
+    fn saw(&mut self, kind: Kind, name: &ObjectName) {
+        if let List::Running { seen, .. } = self.list_mut(kind) {
+            seen.insert(name.clone());
+        }
+    }
+
+    fn listed(&mut self, kind: Kind) {
+        let List::Running { seen, .. } = std::mem::replace(self.list_mut(kind), List::Complete)
+        else {
+            return;
+        };
+        match kind {
+            Kind::Service => {
+                let gone: Vec<ObjectName> = self
+                    .entries
+                    .iter()
+                    .filter(|(name, entry)| entry.service.is_some() && !seen.contains(*name))
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                for name in gone {
+                    self.set_service(&name, None);
+                }
+            }
+            Kind::EndpointSlice => {
+                let gone: Vec<ObjectName> = self
+                    .slice_service
+                    .keys()
+                    .filter(|name| !seen.contains(*name))
+                    .cloned()
+                    .collect();
+                for name in gone {
+                    self.remove_slice(&name);
+                }
+            }
+        }
+    }
+
+    fn set_service(&mut self, name: &ObjectName, service: Option<Service>) {
+        let entry = self.entries.entry(name.clone()).or_default();
+        if entry.service == service {
+            if entry.service.is_none() && entry.slices.is_empty() {
+                self.entries.remove(name);
+            }
+            return;
+        }
+        let old = entry.service.take();
+        let old_claims = old.as_ref().map(claims_of).unwrap_or_default();
+        let new_claims = service.as_ref().map(claims_of).unwrap_or_default();
+        entry.service = service;
+        if entry.service.is_none() && entry.slices.is_empty() {
+            self.entries.remove(name);
+        }
+        self.touched.insert(name.clone());
+        for (address, claim) in old_claims.iter().filter(|c| !new_claims.contains(c)) {
+            if let Some(heir) = self.claims.remove(address, claim) {
+                self.touched.insert(heir.service);
+            }
+        }
+        for (address, claim) in new_claims.into_iter().filter(|c| !old_claims.contains(c)) {
+            if let Some(loser) = self.claims.add(address, claim) {
+                self.touched.insert(loser.service);
+            }
+        }
+    }
+
+    fn set_slice(&mut self, slice: EndpointSlice) {
+        // A slice may change its owner: the label is mutable.
+        if let Some(previous) = self.slice_service.get(&slice.name)
+            && *previous != slice.service
+        {
+            self.remove_slice(&slice.name.clone());
+        }
+        self.slice_service
+            .insert(slice.name.clone(), slice.service.clone());
+        let entry = self.entries.entry(slice.service.clone()).or_default();
+        if entry.slices.get(&slice.name) == Some(&slice) {
+            return;
+        }
+        self.touched.insert(slice.service.clone());
+        entry.slices.insert(slice.name.clone(), slice);
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) {
+        let Some(service) = self.slice_service.remove(name) else {
+            return;
+        };
+        if let Some(entry) = self.entries.get_mut(&service) {
+            entry.slices.remove(name);
+            if entry.service.is_none() && entry.slices.is_empty() {
+                self.entries.remove(&service);
+            }
+        }
+        self.touched.insert(service);
+    }
+
+    /// What every port of the Service should look like; empty if there is nothing to translate.
+    pub fn desired(&mut self, name: &ObjectName) -> Vec<PortSnapshot> {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Vec::new();
+        };
+        let (snapshots, notes) = snapshots(name, entry, &self.claims, &self.node);
+        self.notes
+            .extend(notes.iter().filter(|note| !entry.notes.contains(note)).cloned());
+        entry.notes = notes;
+        snapshots
+    }
+}
+
+fn snapshots(
+    name: &ObjectName,
+    entry: &Entry,
+    claims: &Claims,
+    node: &Node,
+) -> (Vec<PortSnapshot>, Vec<Note>) {
+    let mut notes = Vec::new();
+    let Some(service) = &entry.service else {
+        notes.extend(entry.slices.keys().map(|slice| Note::NoService {
+            slice: slice.clone(),
+            service: name.clone(),
+        }));
+        return (Vec::new(), notes);
+    };
+    let mut snapshots = Vec::new();
+    let mut families = HashSet::new();
+    for port in &service.ports {
+        for family in [Family::V4, Family::V6] {
+            let wanted = frontends_of(service, port, family);
+            if wanted.is_empty() {
+                continue;
+            }
+            families.insert(family);
+            let mut owned = Vec::with_capacity(wanted.len());
+            for (address, kind) in wanted {
+                match claims.owner(&address) {
+                    Some(owner) if owner.service != *name => notes.push(Note::AddressTaken {
+                        address,
+                        owner: owner.service.clone(),
+                        loser: name.clone(),
+                    }),
+                    Some(owner) if owner.port == port.name => owned.push((address, kind)),
+                    Some(_) | None => {}
+                }
+            }
+            snapshots.extend(port_snapshots(
+                service,
+                port,
+                family,
+                owned,
+                &entry.slices,
+                node,
+            ));
+        }
+    }
+    if !service.ports.is_empty() {
+        notes.extend(
+            entry
+                .slices
+                .iter()
+                .filter(|(_, slice)| !families.contains(&slice.family))
+                .map(|(slice_name, slice)| Note::OtherFamily {
+                    slice: slice_name.clone(),
+                    service: name.clone(),
+                    family: slice.family,
+                }),
+        );
+    }
+    (snapshots, notes)
+}
+
+/// Every address of the port in one family; an address of several kinds has the first.
+fn frontends_of(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+) -> Vec<(FrontendAddress, FrontendKind)> {
+    let kinds = [
+        (&service.cluster_ips, FrontendKind::ClusterIp),
+        (&service.external_ips, FrontendKind::ExternalIp),
+        (&service.load_balancer_ips, FrontendKind::LoadBalancer),
+    ];
+    let mut seen: Vec<IpAddr> = Vec::new();
+    let mut frontends = Vec::new();
+    for (ips, kind) in kinds {
+        for ip in ips.iter().filter(|ip| Family::of(ip) == family) {
+            if seen.contains(ip) {
+                continue;
+            }
+            seen.push(*ip);
+            frontends.push((
+                FrontendAddress {
+                    ip: *ip,
+                    port: port.port.get(),
+                    protocol: port.protocol,
+                },
+                kind,
+            ));
+        }
+    }
+    frontends
+}
+
+fn claims_of(service: &Service) -> Vec<(FrontendAddress, Claim)> {
+    let mut claims = Vec::new();
+    for port in &service.ports {
+        for family in [Family::V4, Family::V6] {
+            for (address, kind) in frontends_of(service, port, family) {
+                claims.push((
+                    address,
+                    Claim {
+                        created_secs: service.created_secs,
+                        service: service.name.clone(),
+                        port: port.name.clone(),
+                        kind,
+                    },
+                ));
+            }
+        }
+    }
+    claims
+}
+
+/// One snapshot, or two when the ClusterIP sees only the endpoints of this node.
+fn port_snapshots(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    frontends: Vec<(FrontendAddress, FrontendKind)>,
+    slices: &BTreeMap<ObjectName, EndpointSlice>,
+    node: &Node,
+) -> Vec<PortSnapshot> {
+    let merged = merge(slices.values(), &port.name, port.protocol, family);
+    let endpoints: Vec<&Endpoint> = merged.values().copied().collect();
+    let addresses: Vec<SocketAddr> = merged.keys().copied().collect();
+    let policies = policy::Policies {
+        internal: service.internal_policy,
+        external: service.external_policy,
+        externally_accessible: !service.external_ips.is_empty()
+            || !service.load_balancer_ips.is_empty()
+            || port.node_port.is_some(),
+    };
+    let choice = policy::categorize(&endpoints, &policies, node);
+    let snapshot = |scope: Scope, frontends, list: &[usize]| {
+        let chosen: Vec<SocketAddr> = list.iter().map(|&i| addresses[i]).collect();
+        let kept = (0..endpoints.len())
+            .filter(|&i| endpoints[i].serving && chosen.binary_search(&addresses[i]).is_err())
+            .map(|i| addresses[i])
+            .collect();
+        PortSnapshot {
+            key: PortKey {
+                service: service.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+                family,
+                scope,
+            },
+            frontends,
+            empty: if choice.has_any { Empty::Drop } else { Empty::Refuse },
+            chosen,
+            kept,
+        }
+    };
+    if service.internal_policy == TrafficPolicy::Cluster {
+        return vec![snapshot(Scope::Cluster, frontends, &choice.cluster)];
+    }
+    let (internal, external): (Vec<_>, Vec<_>) = frontends
+        .into_iter()
+        .partition(|(_, kind)| *kind == FrontendKind::ClusterIp);
+    let mut snapshots = vec![snapshot(Scope::Local, internal, &choice.local)];
+    if !external.is_empty() {
+        // Clients on this node are let through to all endpoints (BEHAVIOUR E9, E10).
+        snapshots.push(snapshot(Scope::Cluster, external, &choice.cluster));
+    }
+    snapshots
+}
+
+/// The endpoints of all slices for one port, each address once; a record that is not terminating
+/// wins over one that is, since a pod's address may be in use again (BEHAVIOUR A7).
+fn merge<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    port_name: &Arc<str>,
+    protocol: Protocol,
+    family: Family,
+) -> BTreeMap<SocketAddr, &'a Endpoint> {
+    let mut merged: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
+    for slice in slices.filter(|slice| slice.family == family) {
+        for port in slice
+            .ports
+            .iter()
+            .filter(|port| port.name == *port_name && port.protocol == protocol)
+        {
+            for endpoint in &slice.endpoints {
+                let address = SocketAddr::new(endpoint.address, port.port.get());
+                let known = merged.entry(address).or_insert(endpoint);
+                if known.terminating && !endpoint.terminating {
+                    *known = endpoint;
+                }
+            }
+        }
+    }
+    merged
+}

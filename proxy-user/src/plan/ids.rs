@@ -1,0 +1,315 @@
+//! Who may use which element of the id-indexed maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// There is no room left in a map; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the map {map} is full: {needed} more needed, {used} of {capacity} used")]
+pub struct Full {
+    pub map: &'static str,
+    pub needed: u64,
+    pub used: u64,
+    pub capacity: u64,
+}
+
+/// Counts grace periods: what is freed in one epoch may be used again when every program that ran
+/// then has ended.
+pub type Epoch = u64;
+
+/// Single ids, 1..=capacity. Id 0 is "none".
+#[derive(Debug)]
+pub(super) struct IdPool {
+    map: &'static str,
+    capacity: u32,
+    /// All ids from here on are free.
+    next: u32,
+    free: BTreeSet<u32>,
+    waiting: Vec<(Epoch, u32)>,
+}
+
+impl IdPool {
+    pub(super) fn new(map: &'static str, capacity: u32) -> Self {
+        Self {
+            map,
+            capacity,
+            next: 1,
+            free: BTreeSet::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Ids that are taken or waiting.
+    pub(super) fn used(&self) -> u64 {
+        u64::from(self.next - 1) - self.free.len() as u64
+    }
+
+    pub(super) fn room(&self) -> u64 {
+        u64::from(self.capacity) - self.used()
+    }
+
+    pub(super) fn full(&self, needed: u64) -> Full {
+        Full {
+            map: self.map,
+            needed,
+            used: self.used(),
+            capacity: self.capacity.into(),
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Result<u32, Full> {
+        if let Some(id) = self.free.pop_first() {
+            return Ok(id);
+        }
+        if self.next > self.capacity {
+            return Err(self.full(1));
+        }
+        self.next += 1;
+        Ok(self.next - 1)
+    }
+
+    /// Marks an id that was found in use. `false` if it can't be (out of range or taken).
+    pub(super) fn adopt(&mut self, id: u32) -> bool {
+        if id == 0 || id > self.capacity {
+            return false;
+        }
+        if id >= self.next {
+            self.free.extend(self.next..id);
+            self.next = id + 1;
+            return true;
+        }
+        self.free.remove(&id)
+    }
+
+    /// The id is free at once: no program has ever seen it.
+    pub(super) fn give_back(&mut self, id: u32) {
+        self.free.insert(id);
+    }
+
+    /// The id is free when the epoch has passed.
+    pub(super) fn retire(&mut self, epoch: Epoch, id: u32) {
+        self.waiting.push((epoch, id));
+    }
+
+    /// Every program that started in `epoch` or before has ended.
+    pub(super) fn passed(&mut self, epoch: Epoch) {
+        let free = &mut self.free;
+        self.waiting.retain(|(at, id)| {
+            if *at <= epoch {
+                free.insert(*id);
+            }
+            *at > epoch
+        });
+    }
+}
+
+/// A run of slots: `1 << order` of them from `first`, aligned to its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Run {
+    pub(super) first: u32,
+    pub(super) order: u32,
+}
+
+impl Run {
+    /// Order of the smallest run that holds `count` slots, at least one.
+    pub(super) fn order_for(count: usize) -> u32 {
+        count.max(1).next_power_of_two().trailing_zeros()
+    }
+}
+
+/// Runs of slots, as a buddy allocator (Knowlton 1965): neighbours join again when both are free, so
+/// many small Services that come and go leave room for a large one.
+#[derive(Debug)]
+pub(super) struct RunPool {
+    map: &'static str,
+    capacity: u32,
+    used: u64,
+    /// First slots of free runs, by order.
+    free: BTreeMap<u32, BTreeSet<u32>>,
+    waiting: Vec<(Epoch, Run)>,
+}
+
+impl RunPool {
+    /// `capacity` slots, of which a power of two is used.
+    pub(super) fn new(map: &'static str, capacity: u32) -> Self {
+        let order = capacity.max(1).ilog2();
+        Self {
+            map,
+            capacity: 1 << order,
+            used: 0,
+            free: BTreeMap::from([(order, BTreeSet::from([0]))]),
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    pub(super) fn take(&mut self, order: u32) -> Result<Run, Full> {
+        let found = self
+            .free
+            .range(order..)
+            .find_map(|(at, firsts)| firsts.first().map(|first| (*at, *first)));
+        let Some((mut at, first)) = found else {
+            return Err(Full {
+                map: self.map,
+                needed: 1 << order,
+                used: self.used,
+                capacity: self.capacity.into(),
+            });
+        };
+        self.remove_free(at, first);
+        while at > order {
+            at -= 1;
+            self.free.entry(at).or_default().insert(first + (1 << at));
+        }
+        self.used += 1 << order;
+        Ok(Run { first, order })
+    }
+
+    /// Marks a run that was found in use. `false` if it can't be.
+    pub(super) fn adopt(&mut self, run: Run) -> bool {
+        if !run.first.is_multiple_of(1 << run.order) {
+            return false;
+        }
+        let found = self.free.range(run.order..).find_map(|(at, firsts)| {
+            let first = run.first & !((1 << at) - 1);
+            firsts.contains(&first).then_some((*at, first))
+        });
+        let Some((mut at, mut first)) = found else {
+            return false;
+        };
+        self.remove_free(at, first);
+        while at > run.order {
+            at -= 1;
+            let upper = first + (1 << at);
+            let (ours, other) = if run.first >= upper {
+                (upper, first)
+            } else {
+                (first, upper)
+            };
+            self.free.entry(at).or_default().insert(other);
+            first = ours;
+        }
+        self.used += 1 << run.order;
+        true
+    }
+
+    pub(super) fn give_back(&mut self, run: Run) {
+        self.used -= 1 << run.order;
+        let Run {
+            mut first,
+            mut order,
+        } = run;
+        let top = self.capacity.ilog2();
+        while order < top {
+            let buddy = first ^ (1 << order);
+            if !self.free.get(&order).is_some_and(|f| f.contains(&buddy)) {
+                break;
+            }
+            self.remove_free(order, buddy);
+            first &= !(1 << order);
+            order += 1;
+        }
+        self.free.entry(order).or_default().insert(first);
+    }
+
+    pub(super) fn retire(&mut self, epoch: Epoch, run: Run) {
+        self.waiting.push((epoch, run));
+    }
+
+    pub(super) fn passed(&mut self, epoch: Epoch) {
+        let (over, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(at, _)| *at <= epoch);
+        self.waiting = waiting;
+        let over: Vec<(Epoch, Run)> = over;
+        for (_, run) in over {
+            self.give_back(run);
+        }
+    }
+
+    fn remove_free(&mut self, order: u32, first: u32) {
+        if let Some(firsts) = self.free.get_mut(&order) {
+            firsts.remove(&first);
+            if firsts.is_empty() {
+                self.free.remove(&order);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_retired_id_waits_for_its_epoch() {
+        let mut pool = IdPool::new("M", 1);
+        let id = pool.take().unwrap();
+        pool.retire(5, id);
+        pool.passed(4);
+        assert_eq!(pool.take(), Err(pool.full(1)));
+        pool.passed(5);
+        assert_eq!(pool.take(), Ok(id));
+    }
+
+    #[test]
+    fn an_adopted_id_is_not_given_to_another() {
+        let mut pool = IdPool::new("M", 4);
+        assert!(pool.adopt(3));
+        assert!(!pool.adopt(3));
+        assert!(!pool.adopt(0));
+        assert!(!pool.adopt(5));
+        let rest: Vec<u32> = std::iter::from_fn(|| pool.take().ok()).collect();
+        assert_eq!(rest, [1, 2, 4]);
+    }
+
+    #[test]
+    fn a_full_pool_of_runs_says_so_and_recovers() {
+        let mut pool = RunPool::new("M", 8);
+        let run = pool.take(3).unwrap();
+        let full = pool.take(0).unwrap_err();
+        assert_eq!((full.needed, full.used, full.capacity), (1, 8, 8));
+        pool.give_back(run);
+        assert!(pool.take(3).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn runs_never_overlap_and_join_again(ops in prop::collection::vec((any::<bool>(), 0u32..5, any::<prop::sample::Index>()), 1..200)) {
+            let mut pool = RunPool::new("M", 64);
+            let mut taken: Vec<Run> = Vec::new();
+            for (take, order, index) in ops {
+                if take || taken.is_empty() {
+                    if let Ok(run) = pool.take(order) {
+                        let end = run.first + (1 << run.order);
+                        prop_assert!(end <= 64);
+                        for other in &taken {
+                            let other_end = other.first + (1 << other.order);
+                            prop_assert!(end <= other.first || other_end <= run.first);
+                        }
+                        taken.push(run);
+                    }
+                } else {
+                    pool.give_back(taken.swap_remove(index.index(taken.len())));
+                }
+                let used: u64 = taken.iter().map(|run| 1u64 << run.order).sum();
+                prop_assert_eq!(pool.used(), used);
+            }
+            // A restarted agent finds the same runs, in any order.
+            let mut adopted = RunPool::new("M", 64);
+            for run in &taken {
+                prop_assert!(adopted.adopt(*run));
+                prop_assert!(!adopted.adopt(*run));
+            }
+            prop_assert_eq!(&adopted.free, &pool.free);
+            for run in taken.drain(..) {
+                pool.give_back(run);
+            }
+            prop_assert!(pool.take(6).is_ok());
+        }
+    }
+}

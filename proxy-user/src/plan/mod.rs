@@ -1,0 +1,11 @@
+//! Pure: which writes, in which order. `desired - applied`, ids, and when something is free again.
+
+mod execute;
+mod ids;
+mod planner;
+mod step;
+
+pub use execute::{Failed, Report, execute};
+pub use ids::{Epoch, Full};
+pub use planner::{Change, Plan, Planned, Planner, Refused, Used};
+pub use step::{Phase, Step};

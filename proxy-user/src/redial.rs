@@ -1,0 +1,160 @@
+//! Connected UDP sockets whose backend is gone.
+//!
+//! kube-proxy's flows are moved by deleting their conntrack entry (BEHAVIOUR C1-C5); the application
+//! notices nothing. A socket that was translated at connect() has no such entry: the kernel sends to
+//! the backend by itself. So the agent takes a duplicate of the socket (pidfd_getfd, Linux 5.6) and
+//! dials the frontend again on its owner's behalf: the hook gives it a live backend, the local port
+//! stays, the application notices nothing. Without any backend the socket is parked on a port where
+//! nobody listens: its next send or receive fails with ECONNREFUSED, as after kube-proxy's REJECT,
+//! and it is dialled again when an endpoint appears.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use proxy_common::abi::{FrontendKey, Protocol, SockAddr, UdpPeer};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, sockopt},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+
+use crate::maps::bpf::BpfStore;
+
+/// What one pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Redialled {
+    /// Sockets that have a live backend again.
+    pub moved: usize,
+    /// Sockets whose Service has no backend at all.
+    pub parked: usize,
+    /// Sockets that were not found or could not be dialled.
+    pub lost: usize,
+}
+
+/// Looks at every connected UDP socket once, and moves those whose backend is gone.
+pub fn pass(store: &BpfStore) -> Redialled {
+    let mut result = Redialled::default();
+    for (cookie, peer) in store.udp_peers() {
+        if is_live(store, &peer) || !has_frontend(store, &peer) {
+            continue;
+        }
+        match redial(cookie, &peer) {
+            Ok(Outcome::Moved) => result.moved += 1,
+            Ok(Outcome::Parked) => result.parked += 1,
+            Ok(Outcome::StillParked) => {}
+            Err(reason) => {
+                result.lost += 1;
+                log::debug!(
+                    "UDP socket {cookie} of process {} to {}: {reason}",
+                    peer.tgid,
+                    peer.frontend
+                );
+            }
+        }
+    }
+    result
+}
+
+fn is_live(store: &BpfStore, peer: &UdpPeer) -> bool {
+    peer.backend_id != 0
+        && store.backend(peer.backend_id).is_some_and(|backend| {
+            backend.service == peer.service
+                && backend.addr == peer.backend.addr
+                && backend.port_be == peer.backend.port_be
+        })
+}
+
+/// A Service that was deleted has no better place for the socket (kube-proxy: C1).
+fn has_frontend(store: &BpfStore, peer: &UdpPeer) -> bool {
+    store
+        .frontend(&FrontendKey {
+            addr: peer.frontend.addr,
+            port_be: peer.frontend.port_be,
+            protocol: Protocol::Udp.number(),
+            zero: 0,
+        })
+        .is_some()
+}
+
+enum Outcome {
+    Moved,
+    Parked,
+    StillParked,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RedialError {
+    #[error("no process has it")]
+    NotFound,
+    #[error("connect: {0}")]
+    Connect(Errno),
+}
+
+fn redial(cookie: u64, peer: &UdpPeer) -> Result<Outcome, RedialError> {
+    let socket = find(cookie, peer.tgid).ok_or(RedialError::NotFound)?;
+    let park = SockAddr::parked(&peer.frontend.addr);
+    match connect(&socket, peer.frontend.socket_addr()) {
+        Ok(()) if peer_of(&socket) == Some(park.socket_addr()) => {
+            // A kernel without bpf_set_retval: the hook parked it itself.
+            Ok(if peer.backend_id == 0 {
+                Outcome::StillParked
+            } else {
+                Outcome::Parked
+            })
+        }
+        Ok(()) => Ok(Outcome::Moved),
+        Err(Errno::CONNREFUSED) if peer.backend_id == 0 => Ok(Outcome::StillParked),
+        Err(Errno::CONNREFUSED) => {
+            connect(&socket, park.socket_addr()).map_err(RedialError::Connect)?;
+            Ok(Outcome::Parked)
+        }
+        Err(errno) => Err(RedialError::Connect(errno)),
+    }
+}
+
+fn peer_of(socket: &OwnedFd) -> Option<SocketAddr> {
+    rustix::net::getpeername(socket)
+        .ok()?
+        .and_then(|any| SocketAddr::try_from(any).ok())
+}
+
+/// An IPv6 socket dials IPv4 by the mapped address.
+fn connect(socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
+    let to = match (sockopt::socket_domain(socket)?, to.ip()) {
+        (AddressFamily::INET6, IpAddr::V4(v4)) => {
+            SocketAddr::new(v4.to_ipv6_mapped().into(), to.port())
+        }
+        _ => to,
+    };
+    rustix::net::connect(socket, &to)
+}
+
+/// A duplicate of the socket with this cookie: from the process that connected it, or from any other
+/// that it was handed to.
+fn find(cookie: u64, tgid: u32) -> Option<OwnedFd> {
+    find_in_process(cookie, tgid).or_else(|| {
+        fs::read_dir("/proc")
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| *pid != tgid)
+            .find_map(|pid| find_in_process(cookie, pid))
+    })
+}
+
+fn find_in_process(cookie: u64, pid: u32) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .ok()?
+        .flatten()
+        .filter(|entry| {
+            fs::read_link(entry.path())
+                .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|fd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok())
+        .find(|socket| sockopt::socket_cookie(socket) == Ok(cookie))
+}

@@ -1,0 +1,204 @@
+//! What the maps hold, in a form for people and for scripts.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
+
+use comfy_table::{Table, presets};
+use proxy_common::abi::{
+    ABI_VERSION, Counter, Empty, FrontendKind, Protocol, SockAddr,
+};
+use serde::Serialize;
+
+use crate::maps::{Capacity, Observed};
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub abi_version: u32,
+    /// Programs whose link is pinned: they translate, agent or not.
+    pub programs: Vec<String>,
+    pub frontends: Vec<FrontendStatus>,
+    pub maps: BTreeMap<&'static str, MapUse>,
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct FrontendStatus {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: String,
+    pub kind: &'static str,
+    /// `namespace/name:port`.
+    pub service: String,
+    /// `translate`, `refuse` (no endpoints), `drop` (policy Local, none here) or `damaged`.
+    pub verdict: &'static str,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct BackendStatus {
+    pub id: u32,
+    pub address: IpAddr,
+    pub port: u16,
+    /// Gets new connections; otherwise it only keeps the flows it has.
+    pub chosen: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MapUse {
+    pub used: usize,
+    pub capacity: u32,
+}
+
+impl Status {
+    /// Sorted by Service, then address.
+    pub fn new(
+        observed: &Observed,
+        capacity: Capacity,
+        counters: &[(Counter, u64)],
+        programs: Vec<String>,
+    ) -> Self {
+        let mut by_service: HashMap<u32, Vec<BackendStatus>> = HashMap::new();
+        let slotted: HashSet<u32> = observed.slots.values().flatten().copied().collect();
+        let mut ids: Vec<_> = observed.backends.iter().collect();
+        ids.sort_by_key(|(id, _)| **id);
+        for (&id, backend) in ids {
+            let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+            by_service
+                .entry(backend.service)
+                .or_default()
+                .push(BackendStatus {
+                    id,
+                    address: address.ip(),
+                    port: address.port(),
+                    chosen: slotted.contains(&id),
+                });
+        }
+        for backends in by_service.values_mut() {
+            backends.sort_by_key(|backend| (backend.address, backend.port));
+        }
+        let mut frontends: Vec<FrontendStatus> = observed
+            .frontends
+            .iter()
+            .map(|(key, frontend)| {
+                let word = observed
+                    .words
+                    .get(&frontend.service)
+                    .copied()
+                    .unwrap_or_default();
+                let verdict = match (word.count(), word.empty()) {
+                    (1.., _) => "translate",
+                    (0, Empty::Refuse) => "refuse",
+                    (0, Empty::Drop) => "drop",
+                    (0, Empty::Unused) => "damaged",
+                };
+                FrontendStatus {
+                    address: key.addr.ip(),
+                    port: u16::from_be(key.port_be),
+                    protocol: Protocol::from_number(key.protocol)
+                        .map_or_else(|| key.protocol.to_string(), |p| p.name().to_owned()),
+                    kind: FrontendKind::from_number(frontend.kind)
+                        .map_or("?", FrontendKind::name),
+                    service: observed
+                        .names
+                        .get(&frontend.service)
+                        .map_or_else(|| "?".to_owned(), |name| name.text().into_owned()),
+                    verdict,
+                    backends: by_service
+                        .get(&frontend.service)
+                        .cloned()
+                        .unwrap_or_default(),
+                }
+            })
+            .collect();
+        frontends.sort_by(|a, b| {
+            (&a.service, a.address, a.port, &a.protocol)
+                .cmp(&(&b.service, b.address, b.port, &b.protocol))
+        });
+        let slots = observed.slots.values().map(Vec::len).sum();
+        Self {
+            abi_version: ABI_VERSION,
+            programs,
+            frontends,
+            maps: BTreeMap::from([
+                ("frontends", map_use(observed.frontends.len(), capacity.frontends)),
+                ("services", map_use(observed.names.len(), capacity.services)),
+                ("backends", map_use(observed.backends.len(), capacity.backends)),
+                ("slots", map_use(slots, capacity.slots)),
+            ]),
+            counters: counters
+                .iter()
+                .map(|(counter, value)| (counter.name(), *value))
+                .collect(),
+        }
+    }
+
+    /// Three tables. `width` columns, if a terminal is watching.
+    pub fn to_table(&self, width: Option<u16>) -> String {
+        let mut out = String::new();
+        let programs = match self.programs.len() {
+            0 => "none: nothing is translated".to_owned(),
+            _ => self.programs.join(" "),
+        };
+        let _string_is_infallible = writeln!(out, "programs attached: {programs}\n");
+        let mut table = new_table(width, &["FRONTEND", "PROTO", "KIND", "SERVICE", "BACKENDS"]);
+        for frontend in &self.frontends {
+            let chosen = frontend.backends.iter().filter(|b| b.chosen);
+            let backends = match frontend.verdict {
+                "translate" => chosen
+                    .map(|b| SocketAddr::new(b.address, b.port).to_string())
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+                verdict => format!("none: {verdict}"),
+            };
+            table.add_row([
+                SocketAddr::new(frontend.address, frontend.port).to_string(),
+                frontend.protocol.clone(),
+                frontend.kind.to_owned(),
+                frontend.service.clone(),
+                backends,
+            ]);
+        }
+        let _string_is_infallible = writeln!(out, "{table}\n");
+        let mut table = new_table(width, &["MAP", "USED", "CAPACITY"]);
+        for (name, map) in &self.maps {
+            table.add_row([
+                (*name).to_owned(),
+                map.used.to_string(),
+                map.capacity.to_string(),
+            ]);
+        }
+        let _string_is_infallible = writeln!(out, "{table}\n");
+        let mut table = new_table(width, &["COUNTER", "VALUE", "MEANING"]);
+        for counter in Counter::ALL {
+            let value = self.counters.get(counter.name()).copied().unwrap_or(0);
+            table.add_row([
+                counter.name().to_owned(),
+                value.to_string(),
+                counter.meaning().trim().to_owned(),
+            ]);
+        }
+        let _string_is_infallible = write!(out, "{table}");
+        out
+    }
+}
+
+fn map_use(used: usize, capacity: u32) -> MapUse {
+    MapUse { used, capacity }
+}
+
+fn new_table(width: Option<u16>, header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    if let Some(width) = width {
+        table
+            .set_content_arrangement(comfy_table::ContentArrangement::Dynamic)
+            .set_width(width);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}

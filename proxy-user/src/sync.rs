@@ -1,0 +1,160 @@
+//! The only loop: events into the model, changes into a plan, the plan into the maps.
+
+use std::collections::BTreeSet;
+
+use proxy_common::abi::Protocol;
+
+use crate::{
+    maps::MapStore,
+    model::{Event, Model, ObjectName},
+    plan::{Change, Epoch, Failed, Planner, Refused, Report, execute},
+};
+
+/// Model, planner and maps of one node. No I/O but the maps', no clock, no tasks.
+#[derive(Debug)]
+pub struct Syncer<S> {
+    model: Model,
+    planner: Planner,
+    store: S,
+    /// Services whose last plan was not carried out whole.
+    retry: BTreeSet<ObjectName>,
+    /// Refusals already said.
+    refused: BTreeSet<String>,
+    synced: bool,
+}
+
+/// What one sync did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Services looked at.
+    pub touched: usize,
+    pub report: Report,
+    pub refused: Vec<Refused>,
+    /// Backends of UDP ports came or went: sockets may have to be dialled again.
+    pub udp_moved: bool,
+    /// This was the first sync.
+    pub first: bool,
+}
+
+impl<S: MapStore> Syncer<S> {
+    pub fn new(model: Model, planner: Planner, store: S) -> Self {
+        Self {
+            model,
+            planner,
+            store,
+            retry: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            synced: false,
+        }
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    pub fn apply(&mut self, event: Event) {
+        self.model.apply(event);
+    }
+
+    pub fn has_retries(&self) -> bool {
+        !self.retry.is_empty()
+    }
+
+    /// Writes what has changed. Before both kinds have been listed, nothing at all.
+    pub fn sync(&mut self) -> Outcome {
+        if !self.model.is_ready() {
+            return Outcome::default();
+        }
+        let mut touched = self.model.take_touched();
+        touched.append(&mut self.retry);
+        let first = !std::mem::replace(&mut self.synced, true);
+        if first {
+            // Whatever an earlier agent left and the lists did not name goes with the first plan.
+            touched.extend(self.planner.known_services());
+        }
+        let changes: Vec<Change> = touched
+            .iter()
+            .map(|service| Change {
+                service: service.clone(),
+                ports: self.model.desired(service),
+            })
+            .collect();
+        let mut plan = self.planner.plan(&changes);
+        let refused = std::mem::take(&mut plan.refused);
+        let udp_moved = udp_moved(&plan);
+        let report = execute(&mut self.planner, plan, &mut self.store);
+        self.remember_failures(&refused, &report);
+        for note in self.model.take_notes() {
+            log::warn!("{note}");
+        }
+        Outcome {
+            touched: changes.len(),
+            report,
+            refused,
+            udp_moved,
+            first,
+        }
+    }
+
+    fn remember_failures(&mut self, refused: &[Refused], report: &Report) {
+        for refusal in refused {
+            self.retry.insert(refusal.key.service.clone());
+            let text = refusal.key.to_string();
+            if self.refused.insert(text) {
+                log::error!("{refusal}");
+            }
+        }
+        if refused.is_empty() {
+            self.refused.clear();
+        }
+        for failed in &report.failed {
+            self.retry.insert(failed.key.service.clone());
+            log::error!("{failed}");
+        }
+    }
+
+    /// The epoch to wait for, if something was freed.
+    pub fn begin_grace(&mut self) -> Option<Epoch> {
+        self.planner.begin_grace()
+    }
+
+    /// Every program that ran in `epoch` has ended: reclaims, then tries again what had no room.
+    pub fn passed(&mut self, epoch: Epoch) -> Outcome {
+        let plan = self.planner.passed(epoch);
+        let udp_moved = udp_moved(&plan);
+        let report = execute(&mut self.planner, plan, &mut self.store);
+        self.remember_failures(&[], &report);
+        let mut outcome = if self.retry.is_empty() {
+            Outcome::default()
+        } else {
+            self.sync()
+        };
+        outcome.udp_moved |= udp_moved;
+        outcome.report.executed += report.executed;
+        outcome.report.failed.extend::<Vec<Failed>>(report.failed);
+        outcome
+    }
+}
+
+fn udp_moved(plan: &crate::plan::Plan) -> bool {
+    plan.steps.iter().any(|planned| {
+        use crate::plan::Step;
+        planned.port.protocol == Protocol::Udp
+            && matches!(
+                planned.step,
+                Step::Switch { .. } | Step::ClearBackend { .. } | Step::PutFrontend { .. }
+            )
+    })
+}

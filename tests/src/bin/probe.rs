@@ -1,0 +1,5 @@
+//! The process inside a pod; see `tests::probe`.
+
+fn main() -> anyhow::Result<()> {
+    tests::probe::run()
+}

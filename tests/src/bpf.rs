@@ -1,0 +1,166 @@
+//! Which BPF programs and links the kernel holds, asked from the kernel itself.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::wait;
+
+/// All programs of ours have names that start so.
+pub const OURS: &str = "kp_";
+
+const PROG_GET_NEXT_ID: libc::c_int = 11;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const LINK_GET_FD_BY_ID: libc::c_int = 30;
+const LINK_GET_NEXT_ID: libc::c_int = 31;
+
+/// bpf_attr of the *_GET_NEXT_ID and *_GET_FD_BY_ID commands.
+#[repr(C)]
+#[derive(Default)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// bpf_attr of BPF_OBJ_GET_INFO_BY_FD.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// The start of bpf_prog_info.
+#[repr(C)]
+#[derive(Default)]
+struct ProgInfo {
+    kind_id_tag_lens: [u32; 6],
+    jited_xlated_load_time: [u64; 3],
+    uid_maps: [u32; 2],
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+/// The start of bpf_link_info.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    padding: u32,
+}
+
+/// Every loaded program: its name by its id.
+pub fn programs() -> Result<BTreeMap<u32, String>> {
+    let mut found = BTreeMap::new();
+    for id in ids(PROG_GET_NEXT_ID)? {
+        // One that was unloaded meanwhile is not there.
+        let Ok(file) = open(PROG_GET_FD_BY_ID, id) else {
+            continue;
+        };
+        let info: ProgInfo = info(&file).with_context(|| format!("info of BPF program {id}"))?;
+        let name = info
+            .name
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default();
+        found.insert(id, String::from_utf8_lossy(name).into_owned());
+    }
+    Ok(found)
+}
+
+/// Every link: its program's id by its own.
+pub fn links() -> Result<BTreeMap<u32, u32>> {
+    let mut found = BTreeMap::new();
+    for id in ids(LINK_GET_NEXT_ID)? {
+        let Ok(file) = open(LINK_GET_FD_BY_ID, id) else {
+            continue;
+        };
+        let info: LinkInfo = info(&file).with_context(|| format!("info of BPF link {id}"))?;
+        found.insert(id, info.prog_id);
+    }
+    Ok(found)
+}
+
+/// Our programs by id, of every world on this machine: compare a moment before with one after.
+pub fn our_programs() -> Result<BTreeMap<u32, String>> {
+    let mut found = programs()?;
+    found.retain(|_, name| name.starts_with(OURS));
+    Ok(found)
+}
+
+/// Waits until no program of ours is there that was not `before`; yields those that stay. The
+/// kernel lets go of programs a moment after whatever held them is gone.
+pub fn ours_since(before: &BTreeMap<u32, String>, timeout: Duration) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let gone = wait::until("programs to be unloaded", timeout, || {
+        let now = our_programs();
+        let new = now.map(|mut now| {
+            now.retain(|id, _| !before.contains_key(id));
+            now.into_values().collect::<Vec<String>>()
+        });
+        match new {
+            Ok(new) if new.is_empty() => Some(Ok(Vec::new())),
+            Ok(new) => {
+                left = new;
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    });
+    gone.unwrap_or(Ok(left))
+}
+
+fn ids(command: libc::c_int) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    let mut attr = IdAttr::default();
+    loop {
+        match bpf(command, &mut attr) {
+            Ok(_) => found.push(attr.next_id),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            Err(error) => return Err(error).context("list BPF objects (needs root)"),
+        }
+        attr.id = attr.next_id;
+    }
+}
+
+fn open(command: libc::c_int, id: u32) -> io::Result<File> {
+    let fd = bpf(
+        command,
+        &mut IdAttr {
+            id,
+            ..IdAttr::default()
+        },
+    )?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn info<T: Default>(file: &File) -> Result<T> {
+    let mut info = T::default();
+    let mut attr = InfoAttr {
+        fd: file.as_raw_fd().try_into()?,
+        len: size_of::<T>().try_into()?,
+        // The kernel writes at most `len` bytes there; T is made of integers only.
+        info: (&raw mut info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: `attr` is a live bpf_attr prefix of the size passed; the kernel reads the rest as 0.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    libc::c_int::try_from(result).map_err(io::Error::other)
+}

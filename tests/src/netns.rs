@@ -1,0 +1,137 @@
+//! Network namespaces by name, removed when dropped.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, setns};
+
+/// Where iproute2 keeps named namespaces.
+pub const DIR: &str = "/run/netns";
+
+/// A named network namespace.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// Creates all of them with one run of `ip`.
+    pub fn create_all(names: &[String]) -> Result<Vec<Self>> {
+        // The guards exist before the namespaces do: a batch that fails half way leaves nothing.
+        let guards = names
+            .iter()
+            .map(|name| Self { name: name.clone() })
+            .collect();
+        let batch: String = names
+            .iter()
+            .map(|name| format!("netns add {name}\n"))
+            .collect();
+        ip_batch(&[], &batch).context("create network namespaces")?;
+        Ok(guards)
+    }
+
+    /// The name under which `ip -n` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DIR).join(&self.name)
+    }
+
+    /// An open handle for setns.
+    pub fn open(&self) -> Result<File> {
+        let path = self.path();
+        File::open(&path).with_context(|| format!("open namespace {}", path.display()))
+    }
+
+    /// Runs `work` on a thread of this namespace. Sockets made there stay there, and may be used
+    /// from anywhere afterwards.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let file = self.open()?;
+        std::thread::scope(|scope| {
+            scope
+                .spawn(move || -> Result<T> {
+                    setns(&file, CloneFlags::CLONE_NEWNET)
+                        .with_context(|| format!("enter namespace {}", self.name))?;
+                    Ok(work())
+                })
+                .join()
+                .map_err(|_| anyhow!("panic inside namespace {}", self.name))?
+        })
+    }
+
+    /// Runs lines of `ip` commands in it.
+    pub fn ip(&self, lines: &str) -> Result<String> {
+        ip_batch(&["-n", &self.name], lines).with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// Sets sysctls of it, given as paths below /proc/sys/net.
+    pub fn sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.enter(|| {
+            for (key, value) in settings {
+                let path = Path::new("/proc/sys/net").join(key);
+                std::fs::write(&path, value)
+                    .with_context(|| format!("set {}={value} in {}", path.display(), self.name))?;
+            }
+            Ok(())
+        })?
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// Removes a named namespace, if it is there.
+pub fn remove(name: &str) {
+    let path = Path::new(DIR).join(name);
+    // Failing means somebody else removed it: either way it is gone.
+    let _ = umount2(&path, MntFlags::MNT_DETACH);
+    let _ = std::fs::remove_file(&path);
+}
+
+/// Names of all namespaces of this machine.
+pub fn list() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(DIR) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+fn ip_batch(options: &[&str], lines: &str) -> Result<String> {
+    let mut child = Command::new("ip")
+        .args(options)
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("run ip (is iproute2 installed?)")?;
+    // Taken, so that the pipe closes; `ip` answers little while it reads, no deadlock.
+    let written = child
+        .stdin
+        .take()
+        .map(|mut stdin| stdin.write_all(lines.as_bytes()));
+    let output = child.wait_with_output().context("wait for ip")?;
+    if !output.status.success() {
+        bail!(
+            "ip: {}\n{lines}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    if let Some(Err(error)) = written {
+        return Err(error).context("feed ip");
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
