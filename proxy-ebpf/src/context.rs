@@ -192,7 +192,10 @@ impl Socket for Hook {
         // SAFETY: as in `flow`. The storage of a socket that is dialled twice at once by two
         // threads can mix both; the kernel's own peer address is as undefined then.
         unsafe {
-            match maps::SOCKETS.get_or_insert_ptr_mut(&self.ctx, None).as_mut() {
+            match maps::SOCKETS
+                .get_or_insert_ptr_mut(&self.ctx, None)
+                .as_mut()
+            {
                 Some(stored) => {
                     *stored = *flow;
                     true

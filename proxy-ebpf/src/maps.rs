@@ -34,7 +34,8 @@ pub(crate) static SLOTS: Array<u32, 1024, SHARED> = Array::new();
 pub(crate) static BACKENDS: Array<Backend, 1024, SHARED> = Array::new();
 
 #[btf_map(name = "KP_NAMES")]
-pub(crate) static NAMES: HashMap<u32, ServiceName, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub(crate) static NAMES: HashMap<u32, ServiceName, 1024, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map(name = "KP_SOCKETS")]
 pub(crate) static SOCKETS: SkStorage<SocketFlow> = SkStorage::new();

@@ -238,8 +238,7 @@ async fn finished(grace: &mut Option<JoinHandle<Epoch>>) -> Epoch {
 fn wait_for_readers() {
     let single_cpu = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
     // On one CPU, and with nohz_full, the call does not wait.
-    if single_cpu
-        || rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global).is_err()
+    if single_cpu || rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global).is_err()
     {
         std::thread::sleep(GRACE_BY_TIME);
     }

@@ -146,7 +146,11 @@ fn find(cookie: u64, tgid: u32) -> Option<OwnedFd> {
 }
 
 fn find_in_process(cookie: u64, pid: u32) -> Option<OwnedFd> {
-    let pidfd = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+    let pidfd = pidfd_open(
+        Pid::from_raw(i32::try_from(pid).ok()?)?,
+        PidfdFlags::empty(),
+    )
+    .ok()?;
     fs::read_dir(format!("/proc/{pid}/fd"))
         .ok()?
         .flatten()

@@ -5,6 +5,7 @@
 //! carries the process id in its name, so what a killed test left is found and removed by the next.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod bpf;

@@ -192,7 +192,10 @@ mod tests {
     #[test]
     fn sockets_are_parked_on_the_loopback_of_their_family() {
         let park = |ip: &str| SockAddr::parked(&Addr::from(ip.parse::<IpAddr>().unwrap()));
-        assert_eq!(park("10.0.0.1").socket_addr(), "127.0.0.1:0".parse().unwrap());
+        assert_eq!(
+            park("10.0.0.1").socket_addr(),
+            "127.0.0.1:0".parse().unwrap()
+        );
         assert_eq!(park("fd00::1").socket_addr(), "[::1]:0".parse().unwrap());
     }
 

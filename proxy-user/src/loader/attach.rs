@@ -1,6 +1,10 @@
 //! Loads the kernel object, with maps found or made at their pins, and attaches the programs.
 
-use std::{fs::File, os::fd::OwnedFd, path::{Path, PathBuf}};
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -125,9 +129,9 @@ pub fn load(
         })?;
     }
     let store = BpfStore::open(|name| match ebpf.take_map(name) {
-        Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => {
-            Ok(data)
-        }
+        Some(
+            Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data),
+        ) => Ok(data),
         _ => Err(OpenError::Missing { map: name }),
     })?;
     Ok((

@@ -39,10 +39,7 @@ impl fmt::Debug for BpfStore {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("the map {map} can't be opened: {source}")]
-    Open {
-        map: &'static str,
-        source: MapError,
-    },
+    Open { map: &'static str, source: MapError },
     #[error("the map {map} is missing in the kernel object")]
     Missing { map: &'static str },
     #[error(transparent)]
@@ -118,7 +115,11 @@ fn in_range<T>(array: &SharedArray, index: u32, result: Option<T>) -> Result<T, 
     })
 }
 
-fn map_error(map: &'static str, capacity: u32, flag: &'static str) -> impl Fn(MapError) -> StoreError {
+fn map_error(
+    map: &'static str,
+    capacity: u32,
+    flag: &'static str,
+) -> impl Fn(MapError) -> StoreError {
     move |source| match &source {
         MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(E2BIG) => {
             StoreError::Full {
@@ -265,13 +266,13 @@ impl MapStore for BpfStore {
         Counter::ALL
             .iter()
             .map(|counter| {
-                let values = self
-                    .counters
-                    .get(&counter.index(), 0)
-                    .map_err(|source| StoreError::Map {
-                        map: map::COUNTERS,
-                        source,
-                    })?;
+                let values =
+                    self.counters
+                        .get(&counter.index(), 0)
+                        .map_err(|source| StoreError::Map {
+                            map: map::COUNTERS,
+                            source,
+                        })?;
                 Ok((*counter, values.iter().sum()))
             })
             .collect()

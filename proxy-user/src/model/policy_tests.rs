@@ -349,12 +349,12 @@ fn plain(
     let node_hints_work = ready.iter().filter(|e| e.node_hints.is_empty()).count() == 0
         && ready
             .iter()
-            .filter(|e| e.node_hints.iter().any(|n| *n == node.name))
+            .filter(|e| e.node_hints.contains(&node.name))
             .count()
             > 0;
     let in_zone = |e: &Endpoint| match &node.zone {
         None => false,
-        Some(zone) => e.zone_hints.iter().any(|z| z == zone),
+        Some(zone) => e.zone_hints.contains(zone),
     };
     let zone_hints_work = ready.iter().filter(|e| e.zone_hints.is_empty()).count() == 0
         && ready.iter().filter(|e| in_zone(e)).count() > 0;
@@ -371,7 +371,7 @@ fn plain(
             (Cluster, _) | (_, true) => true,
         };
         let close = if node_hints_work {
-            e.node_hints.iter().any(|n| *n == node.name)
+            e.node_hints.contains(&node.name)
         } else if zone_hints_work {
             in_zone(e)
         } else {

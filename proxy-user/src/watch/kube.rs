@@ -5,6 +5,7 @@
 //! deleted: what was known last goes on working.
 
 mod client;
+mod loose;
 mod outage;
 
 use std::{collections::HashSet, fmt::Debug, pin::pin, time::Duration};
@@ -25,7 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 
 pub use self::client::client_config;
-use self::outage::Outage;
+use self::{loose::Loose, outage::Outage};
 use super::{SourceError, standing::Standing};
 use crate::model::{
     Event, Kind, Node,
@@ -76,15 +77,15 @@ pub async fn run(
     let watches = async {
         tokio::join!(
             services.run(
-                Api::<core::Service>::all(client.clone()),
+                Api::<Loose<core::Service>>::all(client.clone()),
                 config.clone().labels(SERVICE_LABELS).fields(SERVICE_FIELDS),
             ),
             slices.run(
-                Api::<discovery::EndpointSlice>::all(client.clone()),
+                Api::<Loose<discovery::EndpointSlice>>::all(client.clone()),
                 config.clone().labels(SLICE_LABELS),
             ),
             node.run(
-                Api::<core::Node>::all(client.clone()),
+                Api::<Loose<core::Node>>::all(client.clone()),
                 config.clone().fields(&format!("metadata.name={node_name}")),
             ),
         )
@@ -122,7 +123,7 @@ struct State {
 }
 
 impl<A, G> Watch<A, G> {
-    async fn run<K>(self, api: Api<K>, config: watcher::Config)
+    async fn run<K>(self, api: Api<Loose<K>>, config: watcher::Config)
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
         A: Fn(K) -> Ingested,
@@ -177,7 +178,11 @@ impl<A, G> Watch<A, G> {
         }
     }
 
-    async fn tell<K>(&self, event: watcher::Event<K>, state: &mut State) -> Result<(), Closed>
+    async fn tell<K>(
+        &self,
+        event: watcher::Event<Loose<K>>,
+        state: &mut State,
+    ) -> Result<(), Closed>
     where
         K: Resource<DynamicType = ()>,
         A: Fn(K) -> Ingested,
@@ -217,9 +222,7 @@ impl<A, G> Watch<A, G> {
             watcher::Event::Apply(object) => self.apply(object, state).await?,
             watcher::Event::Delete(object) => {
                 if let Some(event) = (self.gone)(object.meta()) {
-                    if !state.standing.is_empty() {
-                        state.standing.replace(&subject(&event), Vec::new());
-                    }
+                    state.standing.replace(&subject(&event), Vec::new());
                     self.send_changed(event, state).await?;
                 }
             }
@@ -236,29 +239,34 @@ impl<A, G> Watch<A, G> {
         }
     }
 
-    /// The object ends here, and with it its managedFields and all else that nobody reads.
-    async fn apply<K>(&self, object: K, state: &mut State) -> Result<(), Closed>
+    async fn apply<K>(&self, object: Loose<K>, state: &mut State) -> Result<(), Closed>
     where
+        K: Resource<DynamicType = ()>,
         A: Fn(K) -> Ingested,
+        G: Fn(&ObjectMeta) -> Option<Event>,
     {
-        let Ingested { event, problems } = (self.apply)(object);
-        let Some(event) = event else {
-            for problem in problems {
-                log::warn!("{problem}");
+        let subject = (self.gone)(object.meta()).map_or_else(String::new, |gone| subject(&gone));
+        let (event, lines) = match object.object {
+            Ok(object) => {
+                let Ingested { event, problems } = (self.apply)(object);
+                (event, problems.iter().map(ToString::to_string).collect())
             }
-            return Ok(());
+            // What it was before is kept while the watch lasts; a new list leaves it out.
+            Err((field, reason)) => {
+                let line = format!("{subject}: {field}: {reason}; correct the object");
+                (None, vec![line])
+            }
         };
-        if !problems.is_empty() || !state.standing.is_empty() || self.list.is_none() {
-            let subject = subject(&event);
-            let lines = problems.iter().map(ToString::to_string).collect();
-            for line in state.standing.replace(&subject, lines) {
-                log::warn!("{line}");
-            }
-            if state.listing {
-                state.listed.insert(subject);
-            }
+        if state.listing && (!lines.is_empty() || self.list.is_none()) {
+            state.listed.insert(subject.clone());
         }
-        self.send_changed(event, state).await
+        for line in state.standing.replace(&subject, lines) {
+            log::warn!("{line}");
+        }
+        match event {
+            Some(event) => self.send_changed(event, state).await,
+            None => Ok(()),
+        }
     }
 
     /// A Node's status changes all the time, what we read of it hardly ever.

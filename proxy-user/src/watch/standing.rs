@@ -21,10 +21,6 @@ impl Standing {
         new
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.of.is_empty()
-    }
-
     pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.of.retain(|subject, _| keep(subject));
     }

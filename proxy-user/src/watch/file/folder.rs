@@ -1,7 +1,7 @@
 //! Pure: what a folder of manifests says, as the difference to what it said before.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
@@ -171,12 +171,14 @@ impl File {
                 .remove(&key)
                 .filter(|known| **known == event)
                 .unwrap_or_else(|| Arc::new(event));
-            if self.objects.contains_key(&key) {
-                self.lines.push(format!(
-                    "{name}: {key} is defined twice, the first counts; remove one"
-                ));
-            } else {
-                self.objects.insert(key, event);
+            match self.objects.entry(key) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(event);
+                }
+                Entry::Occupied(taken) => self.lines.push(format!(
+                    "{name}: {} is defined twice, the first counts; remove one",
+                    taken.key()
+                )),
             }
         }
         for broken in manifest.broken {

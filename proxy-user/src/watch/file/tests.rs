@@ -45,23 +45,23 @@ impl World {
 
     /// The next event, which has to be about this address of this Service.
     async fn expect(&mut self, name: &str, ip: &str) {
-        match self.next().await {
-            Event::ServiceApplied(service) => {
-                assert_eq!(service.name.name.as_ref(), name);
-                assert_eq!(
-                    service.cluster_ips,
-                    [ip.parse::<std::net::IpAddr>().expect("an address")]
-                );
-            }
-            other => panic!("{name} {ip} expected: {other:?}"),
-        }
+        let event = self.next().await;
+        let Event::ServiceApplied(service) = event else {
+            panic!("{name} {ip} expected: {event:?}");
+        };
+        assert_eq!(service.name.name.as_ref(), name);
+        assert_eq!(
+            service.cluster_ips,
+            [ip.parse::<std::net::IpAddr>().expect("an address")]
+        );
     }
 
     async fn expect_gone(&mut self, expected: &str) {
-        match self.next().await {
-            Event::ServiceGone(name) => assert_eq!(name.name.as_ref(), expected),
-            other => panic!("{expected} to go was expected: {other:?}"),
-        }
+        let event = self.next().await;
+        let Event::ServiceGone(name) = event else {
+            panic!("{expected} to go was expected: {event:?}");
+        };
+        assert_eq!(name.name.as_ref(), expected);
     }
 }
 
@@ -180,8 +180,7 @@ async fn a_folder_that_disappears_keeps_its_services_until_it_is_back() {
 async fn an_empty_folder_is_ready_with_nothing() {
     let mut world = World::start(&[]).await;
     fs::create_dir(world.dir.join("dir.yaml")).expect("a folder is no manifest");
-    nix::unistd::mkfifo(&world.dir.join("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU)
-        .expect("a FIFO is none either");
+    symlink("/dev/zero", world.dir.join("endless.yaml")).expect("a device is none either");
     world.write("a.yaml", &service("a", "10.0.0.1"));
     world.expect("a", "10.0.0.1").await;
 }

@@ -87,13 +87,13 @@ fn api_code(error: &watcher::Error) -> Option<u16> {
 }
 
 /// Where kube's watcher would go on from a version that leads nowhere: it resumes for ever after an
-/// HTTP 410, and passes over an event that it could not read.
+/// HTTP 410, and passes over an event that it could not read (which it may take for a status).
 pub(super) fn needs_list(error: &watcher::Error) -> bool {
-    is_gone(error)
-        || matches!(
-            error,
-            watcher::Error::WatchFailed(kube::Error::SerdeError(_))
-        )
+    let unreadable = matches!(
+        error,
+        watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_))
+    );
+    is_gone(error) || unreadable
 }
 
 fn remedy(error: &watcher::Error) -> &'static str {

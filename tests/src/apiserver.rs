@@ -1,0 +1,222 @@
+//! A small Kubernetes API server: lists and watches as the real one answers them, and every way they
+//! break, on demand.
+//!
+//! Plain HTTP/1.1 on a listener of the caller's (which may live in a network namespace), run by a
+//! thread of its own, so tests may be asynchronous or not. Objects are JSON and are not validated.
+
+mod http;
+mod objects;
+mod selector;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{runtime, sync::watch};
+
+use self::objects::Store;
+
+/// How an expired `resourceVersion` is told (the real server does either).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gone {
+    /// HTTP status 410.
+    #[default]
+    Status,
+    /// Status 200 and an ERROR event.
+    Event,
+}
+
+/// Stops when dropped.
+#[derive(Debug)]
+pub struct ApiServer {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Raised by 1 to close every connection; `None` to end.
+    cuts: watch::Sender<Option<u64>>,
+    hang: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    store: Store,
+    gone: Gone,
+    fail: Option<Failure>,
+    log: Vec<String>,
+    /// Open connections, by how many cuts there had been when they were accepted.
+    connections: BTreeMap<u64, usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    left: usize,
+    status: u16,
+    retry_after_secs: Option<u64>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic of one test thread must not hide behind another's.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl ApiServer {
+    pub fn start(listener: TcpListener) -> io::Result<Self> {
+        let addr = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            cuts: watch::Sender::new(Some(0)),
+            hang: watch::Sender::new(false),
+        });
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let for_thread = shared.clone();
+        thread::Builder::new()
+            .name("apiserver".into())
+            .spawn(move || runtime.block_on(http::serve(listener, for_thread)))?;
+        Ok(Self { addr, shared })
+    }
+
+    /// On a free port of 127.0.0.1.
+    pub fn on_loopback() -> io::Result<Self> {
+        Self::start(TcpListener::bind("127.0.0.1:0")?)
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Creates or replaces an object, by its kind, namespace and name.
+    ///
+    /// # Panics
+    /// If it is not an object of a kind that is served.
+    pub fn apply(&self, object: Value) {
+        self.shared.state().store.apply(object);
+    }
+
+    /// Whether there was one. The namespace of a Node is "".
+    pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> bool {
+        self.shared.state().store.delete(kind, namespace, name)
+    }
+
+    /// Forgets the history: whoever resumes from before now (or is in the middle of a paged list) is
+    /// told 410 Gone. Watches that are connected go on.
+    pub fn compact(&self) {
+        self.shared.state().store.compact();
+    }
+
+    /// How 410 Gone is told from now on.
+    pub fn tell_gone(&self, how: Gone) {
+        self.shared.state().gone = how;
+    }
+
+    /// Ends every watch with an ERROR event 410, as after the server lost its cache.
+    pub fn expire_watches(&self) {
+        self.shared.state().store.expire_watches();
+    }
+
+    /// Sends a BOOKMARK to every watch that allows them.
+    pub fn bookmark(&self) {
+        self.shared.state().store.bookmark();
+    }
+
+    /// Closes every connection in the middle of whatever it is doing. When this returns, they are
+    /// closed, and nothing that happens from then on was sent to them.
+    pub fn cut(&self) {
+        self.shared.state().store.forsake_watches();
+        self.shared
+            .cuts
+            .send_modify(|cuts| *cuts = cuts.map(|cuts| cuts + 1));
+        let now = self.shared.cuts.borrow().unwrap_or(u64::MAX);
+        self.wait_until("connections are closed", |server| {
+            server.shared.state().connections.range(..now).count() == 0
+        });
+    }
+
+    /// While on, requests are accepted and not answered, and watches are silent.
+    pub fn hang(&self, on: bool) {
+        self.shared.hang.send_replace(on);
+    }
+
+    /// Answers the next `n` requests with a status.
+    pub fn fail_next(&self, n: usize, status: u16) {
+        self.fail(n, status, None);
+    }
+
+    /// As [`Self::fail_next`], asking to wait that long.
+    pub fn fail_next_retry_after(&self, n: usize, status: u16, retry_after_secs: u64) {
+        self.fail(n, status, Some(retry_after_secs));
+    }
+
+    fn fail(&self, left: usize, status: u16, retry_after_secs: Option<u64>) {
+        self.shared.state().fail = Some(Failure {
+            left,
+            status,
+            retry_after_secs,
+        });
+    }
+
+    /// How many watches of a resource ("services", "endpointslices", "nodes") are connected.
+    pub fn watches(&self, resource: &str) -> usize {
+        self.shared.state().store.watches(resource)
+    }
+
+    /// Method, path and query of every request so far.
+    pub fn log(&self) -> Vec<String> {
+        self.shared.state().log.clone()
+    }
+
+    /// Objects posted by clients (Events), oldest first.
+    pub fn posted(&self) -> Vec<Value> {
+        self.shared.state().store.posted.clone()
+    }
+
+    /// Writes a kubeconfig that leads here.
+    pub fn kubeconfig(&self, path: &Path) -> io::Result<()> {
+        let config = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.addr)}}],
+            "users": [{"name": "test", "user": {"token": "test"}}],
+        });
+        std::fs::write(path, config.to_string())
+    }
+
+    /// Waits until a condition of the server holds, blocking the thread.
+    ///
+    /// # Panics
+    /// If it does not within 30 seconds.
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        for _ in 0..3000 {
+            if condition(self) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{what}: not within 30 s; requests: {:#?}", self.log());
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.shared.cuts.send_replace(None);
+    }
+}
