@@ -51,6 +51,7 @@ pub struct Sizes {
     pub frontends: u32,
     pub services: u32,
     pub backends: u32,
+    pub sockets: u32,
     pub udp_flows: u32,
 }
 
@@ -68,9 +69,9 @@ impl Sizes {
             + u64::from(self.services) * 8
             + u64::from(self.backends) * 24
             + u64::from(self.slots()) * 8
+            + hash(self.sockets, 64)
             + hash(self.udp_flows, 48)
             + hash(self.udp_flows, 56)
-            + hash(self.udp_flows, 64)
     }
 }
 
@@ -108,7 +109,7 @@ pub fn load(
         .map_max_entries(map::NAMES, sizes.services)
         .map_max_entries(map::BACKENDS, sizes.backends)
         .map_max_entries(map::SLOTS, sizes.slots())
-        .map_max_entries(map::UDP_PEERS, sizes.udp_flows)
+        .map_max_entries(map::SOCKETS, sizes.sockets)
         .map_max_entries(map::UDP_FLOWS, sizes.udp_flows)
         .map_max_entries(map::UDP_REVERSE, sizes.udp_flows);
     for name in map::ALL {

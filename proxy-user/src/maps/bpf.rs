@@ -4,7 +4,7 @@ use std::fmt;
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
 use proxy_common::abi::{
-    Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, UdpPeer, map,
+    Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SocketFlow, map,
 };
 
 use super::{
@@ -24,7 +24,7 @@ pub struct BpfStore {
     services: SharedArray,
     slots: SharedArray,
     backends: SharedArray,
-    udp_peers: BpfHashMap<MapData, u64, Bytes<{ UdpPeer::SIZE }>>,
+    sockets: BpfHashMap<MapData, u64, Bytes<{ SocketFlow::SIZE }>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -75,9 +75,9 @@ impl BpfStore {
             services: SharedArray::new(map::SERVICES, open(map::SERVICES)?)?,
             slots: SharedArray::new(map::SLOTS, open(map::SLOTS)?)?,
             backends: SharedArray::new(map::BACKENDS, open(map::BACKENDS)?)?,
-            udp_peers: typed(
-                map::UDP_PEERS,
-                BpfHashMap::try_from(Map::LruHashMap(open(map::UDP_PEERS)?)),
+            sockets: typed(
+                map::SOCKETS,
+                BpfHashMap::try_from(Map::HashMap(open(map::SOCKETS)?)),
             )?,
             counters: typed(
                 map::COUNTERS,
@@ -86,13 +86,13 @@ impl BpfStore {
         })
     }
 
-    /// Connected UDP sockets by cookie.
-    pub fn udp_peers(&self) -> impl Iterator<Item = (u64, UdpPeer)> {
+    /// Connected sockets by cookie.
+    pub fn sockets(&self) -> impl Iterator<Item = (u64, SocketFlow)> {
         // An entry that goes away during the walk ends nothing: the next walk sees the rest.
-        self.udp_peers
+        self.sockets
             .iter()
             .flatten()
-            .map(|(cookie, bytes)| (cookie, UdpPeer::from_bytes(bytes)))
+            .map(|(cookie, bytes)| (cookie, SocketFlow::from_bytes(bytes)))
     }
 
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
