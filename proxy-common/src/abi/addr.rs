@@ -6,6 +6,10 @@ use super::layout::abi_struct;
 /// needs no case of its own: on the wire it *is* IPv4.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Hash)]
+#[expect(
+    clippy::derived_hash_with_manual_eq,
+    reason = "the written-out comparison below is the one that would be derived"
+)]
 pub struct Addr {
     /// As they lie in memory: `words[0]` is the first four bytes of the address.
     pub words: [u32; 4],

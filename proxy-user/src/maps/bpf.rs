@@ -120,15 +120,18 @@ fn map_error(
     capacity: u32,
     flag: &'static str,
 ) -> impl Fn(MapError) -> StoreError {
-    move |source| match &source {
-        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(E2BIG) => {
+    move |source| {
+        let no_room = matches!(&source, MapError::SyscallError(error)
+            if error.io_error.raw_os_error() == Some(E2BIG));
+        if no_room {
             StoreError::Full {
                 map,
                 capacity,
                 flag,
             }
+        } else {
+            StoreError::Map { map, source }
         }
-        _ => StoreError::Map { map, source },
     }
 }
 
