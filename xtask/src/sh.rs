@@ -15,8 +15,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
-    sys::signal::{self, SigSet, Signal},
+    sys::signal::{self, Signal},
     unistd::{Pid, geteuid},
+};
+use signal_hook::{
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    iterator::Signals,
 };
 
 /// A command without what `cargo run` put into our environment: it describes this crate, and would mislead a nested
@@ -202,42 +206,28 @@ pub(crate) fn as_root(
 /// The child gets a process group of its own. So the terminal's Ctrl-C reaches only us, not both of us, and sudo, which
 /// ignores signals from its own group, passes ours on.
 pub(crate) fn attend(command: &mut Command, what: &str) -> Result<ExitStatus> {
-    let mut awaited = SigSet::empty();
-    for passed in [
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ] {
-        awaited.add(passed);
-    }
-    awaited.add(Signal::SIGCHLD);
-    // Blocked before the child exists, so that none is lost; std gives the child an empty mask.
-    awaited.thread_block().context("can't block signals")?;
-    let status = attend_blocked(command, what, &awaited);
-    awaited.thread_unblock().context("can't unblock signals")?;
-    status
-}
-
-fn attend_blocked(command: &mut Command, what: &str, awaited: &SigSet) -> Result<ExitStatus> {
+    // Handlers, not a blocked mask: a mask would be the child's too, and it would never hear us.
+    let mut received = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCHLD])
+        .context("can't listen to signals")?;
     let mut child = command
         .process_group(0)
         .spawn()
         .with_context(|| format!("{what}: can't start `{}`", shown(command)))?;
-    let pid = i32::try_from(child.id()).context("a process id beyond 31 bits")?;
-    loop {
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id beyond 31 bits")?);
+    for number in received.forever() {
         if let Some(status) = child
             .try_wait()
             .with_context(|| format!("waiting for {what}"))?
         {
             return Ok(status);
         }
-        let received = awaited.wait().context("waiting for a signal")?;
-        if received != Signal::SIGCHLD {
-            // A child that is gone already has nothing to clean up; the next turn of the loop sees it.
-            let _ = signal::kill(Pid::from_raw(pid), received);
+        if number != SIGCHLD {
+            let request = Signal::try_from(number).context("a signal of ours")?;
+            // A child that is gone already has nothing to clean up, and SIGCHLD is on its way.
+            let _ = signal::kill(pid, request);
         }
     }
+    bail!("waiting for {what}: no more signals")
 }
 
 /// The child's exit code as ours; death by signal as shells say it.
@@ -300,4 +290,30 @@ fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<Vec<u8>>> {
         }
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_to_stop_reaches_the_child_and_its_exit_code_is_ours() {
+        let ready = env::temp_dir().join(format!("xtask-attend-{}", std::process::id()));
+        let script = format!(
+            "trap 'exit 7' TERM; : > {}; while :; do sleep 0.05; done",
+            ready.display()
+        );
+        let seen = ready.clone();
+        // `attend` listens before the child exists, so this can't end the test's own process.
+        let sender = thread::spawn(move || {
+            while !seen.exists() {
+                thread::sleep(Duration::from_millis(5));
+            }
+            signal::kill(Pid::this(), Signal::SIGTERM).expect("a signal to ourselves");
+        });
+        let status = attend(Command::new("sh").args(["-c", &script]), "a child");
+        sender.join().expect("the sender");
+        let _ = std::fs::remove_file(&ready);
+        assert_eq!(status.expect("it ends").code(), Some(7));
+    }
 }
