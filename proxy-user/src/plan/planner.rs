@@ -273,10 +273,12 @@ impl Planner {
         // Stable: within a phase, the order of the Services stays.
         plan.steps.sort_by_key(|planned| {
             let phase = planned.step.phase();
-            match phase {
-                Phase::Switches if emptied.contains(&planned.port) => (Phase::Frontends, 1),
-                Phase::Frontends if emptied.contains(&planned.port) => (phase, 2),
-                _ => (phase, 0),
+            if !emptied.contains(&planned.port) {
+                (phase, 0)
+            } else if phase == Phase::Switches {
+                (Phase::Frontends, 1)
+            } else {
+                (phase, 2)
             }
         });
         plan
@@ -524,9 +526,12 @@ impl Planner {
         let Self {
             strays, frontends, ..
         } = self;
-        let removed = |step: &Step| match step {
-            Step::RemoveFrontend { key } => frontend_address(key),
-            _ => None,
+        let removed = |step: &Step| {
+            if let Step::RemoveFrontend { key } = step {
+                frontend_address(key)
+            } else {
+                None
+            }
         };
         strays.retain(|step| removed(step).is_none_or(|address| !frontends.contains_key(&address)));
         let nobody = Arc::new(nobody());

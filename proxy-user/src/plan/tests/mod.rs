@@ -3,7 +3,7 @@
 mod oracle;
 mod world;
 
-use oracle::{Desired, desired};
+use oracle::{Desired, desired, one};
 use proptest::prelude::*;
 use world::{Failure, World};
 
@@ -74,6 +74,52 @@ fn nothing_is_left(world: &mut World) {
     assert!(maps.maps.frontends.is_empty() && maps.names.is_empty());
     assert!(maps.maps.backends.is_empty());
     assert!(maps.maps.services.values().all(|word| word.0 == 0));
+}
+
+#[test]
+fn a_frontend_that_moves_late_frees_its_old_service_all_the_same() {
+    let mut world = World::new(ROOM);
+    world.want(one(0, 1, &[0]), None);
+    // Name, backend, slots and switch of the new owner succeed; it does not get the frontend.
+    let failure = Failure {
+        after: 4,
+        cut: false,
+    };
+    world.want(one(1, 1, &[0]), Some(failure));
+    assert_eq!(world.unsettled().len(), 1);
+    world.begin_grace();
+    world.pass_grace(None);
+    world.settle();
+    assert_eq!(world.planner.used().services, 1);
+    nothing_is_left(&mut world);
+}
+
+#[test]
+fn a_frontend_whose_new_service_goes_before_it_moved_goes_too() {
+    let mut world = World::new(ROOM);
+    world.want(one(0, 1, &[0]), None);
+    let failure = Failure {
+        after: 4,
+        cut: false,
+    };
+    world.want(one(1, 1, &[0]), Some(failure));
+    world.begin_grace();
+    world.pass_grace(None);
+    nothing_is_left(&mut world);
+}
+
+#[test]
+fn what_could_not_be_cleared_is_cleared_after_the_next_grace_period() {
+    let mut world = World::new(ROOM);
+    world.want(one(0, 0b11, &[0]), None);
+    world.want(one(0, 0b01, &[0]), None);
+    world.begin_grace();
+    world.pass_grace(Some(Failure {
+        after: 0,
+        cut: true,
+    }));
+    world.settle();
+    assert_eq!(world.planner.used().backends, 1);
 }
 
 proptest! {

@@ -128,6 +128,22 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
     (ports, owners, kinds).prop_map(|(ports, owners, kinds)| build(&ports, &owners, &kinds))
 }
 
+/// The first port of one Service, with the backends of a set.
+pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
+    let index = usize::from(service) * 3;
+    let mut ports = vec![None; usize::from(SERVICES) * 3];
+    ports[index] = Some((chosen, 0, false));
+    let owner = |vip| {
+        if vips.contains(&vip) {
+            index
+        } else {
+            usize::MAX
+        }
+    };
+    let owners: Vec<usize> = (0..VIPS).map(owner).collect();
+    build(&ports, &owners, &[false; VIPS as usize])
+}
+
 fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[bool]) -> Desired {
     let mut desired = Desired::default();
     let mut keys = Vec::new();
