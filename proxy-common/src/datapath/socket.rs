@@ -233,3 +233,7 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
     socket.count(Counter::PeernameReversed);
     Some(flow.frontend)
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;
