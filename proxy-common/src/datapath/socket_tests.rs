@@ -137,8 +137,8 @@ mod connecting {
     #[test]
     fn contradicting_maps_refuse_and_are_counted() {
         let damages: [fn(&mut Maps); 4] = [
-            |maps| drop(maps.services.remove(&SERVICE)),
-            |maps| drop(maps.services.insert(SERVICE, ServiceWord::default())),
+            |maps| maps.services.clear(),
+            |maps| *maps.services.get_mut(&SERVICE).unwrap() = ServiceWord::default(),
             |maps| maps.slots.clear(),
             |maps| maps.backends.get_mut(&10).unwrap().service = 2,
         ];
