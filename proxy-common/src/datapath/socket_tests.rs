@@ -9,6 +9,7 @@ use crate::{
 const VIP: &str = "10.96.0.1:53";
 const A: &str = "10.0.0.1:5353";
 const B: &str = "10.0.0.2:5353";
+const PARK: &str = "127.0.0.1:1";
 const ELSEWHERE: &str = "192.0.2.1:9";
 const SERVICE: u32 = 1;
 const COOKIE: u64 = 77;
@@ -182,15 +183,30 @@ mod connecting {
         let mut maps = world(&[A], Empty::Refuse);
         assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(A));
         let owner = maps.socket(COOKIE).flow().unwrap().tgid;
-        assert_eq!(dial(&maps, Protocol::Udp, "127.0.0.1:0"), Verdict::Pass);
+        assert_eq!(dial(&maps, Protocol::Udp, PARK), Verdict::Pass);
         let flow = maps.socket(COOKIE).flow().unwrap();
         assert_eq!((flow.frontend, flow.backend_id), (at(VIP), 0));
-        assert_eq!(flow.backend, at("127.0.0.1:0"));
+        assert_eq!(flow.backend, at(PARK));
         assert_eq!(maps.counter(Counter::SocketParked), 1);
         switch(&mut maps, &[B], Empty::Refuse);
         assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(B));
         let flow = maps.socket(COOKIE).flow().unwrap();
         assert_eq!((flow.backend_id, flow.tgid), (11, owner));
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_refuse_parks_udp_sockets_and_knows_them_later() {
+        let mut maps = world(&[], Empty::Refuse);
+        maps.cannot_refuse = true;
+        assert_eq!(dial(&maps, Protocol::Tcp, VIP), Verdict::Refuse);
+        assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(PARK));
+        let socket = maps.socket(COOKIE);
+        assert_eq!(socket.flow().unwrap().backend_id, 0);
+        assert_eq!(shown(peer_name(&socket, &at(PARK))).as_deref(), Some(VIP));
+        assert_eq!(maps.counter(Counter::ConnectRefused), 2);
+        switch(&mut maps, &[A], Empty::Refuse);
+        assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(A));
+        assert_eq!(maps.socket(COOKIE).flow().unwrap().backend_id, 10);
     }
 
     #[test]
