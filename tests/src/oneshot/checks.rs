@@ -207,6 +207,9 @@ fn udp_waits(ground: &mut Ground) -> Result<String> {
     let socket = udp(&to)?;
     if socket.connect(to).is_err() {
         ground.endpoints("moving", &[1])?;
+        // The next check wants an agent with nothing left to do.
+        wait_until(|| Ok(TcpStream::connect(ways("moving", TCP)[2]).is_ok()))?;
+        wait_until(|| Ok(TcpStream::connect(ways("moving", TCP)[1]).is_ok()))?;
         return Ok("connect says so at once".to_owned());
     }
     ground.endpoints("moving", &[1])?;
