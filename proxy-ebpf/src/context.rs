@@ -100,7 +100,7 @@ impl Hook {
     /// can answer instead: `fallback`.
     #[inline(always)]
     pub(crate) fn refuse(&self, fallback: &SockAddr) -> i32 {
-        if maps::HAS_SET_RETVAL.load() != 0 {
+        if self.can_refuse() {
             // SAFETY: plain helper call.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             return DENY;
@@ -179,6 +179,11 @@ impl Socket for Hook {
     fn tgid(&self) -> u32 {
         // SAFETY: plain helper call.
         (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn can_refuse(&self) -> bool {
+        maps::HAS_SET_RETVAL.load() != 0
     }
 
     #[inline(always)]

@@ -44,7 +44,7 @@ pub fn pass(store: &BpfStore) -> Redialled {
         {
             continue;
         }
-        match redial(cookie, &peer) {
+        match redial(store, cookie, &peer) {
             Ok(Outcome::Moved) => result.moved += 1,
             Ok(Outcome::Parked) => result.parked += 1,
             Ok(Outcome::StillParked) => {}
@@ -96,11 +96,11 @@ enum RedialError {
     Connect(Errno),
 }
 
-fn redial(cookie: u64, peer: &SocketFlow) -> Result<Outcome, RedialError> {
+fn redial(store: &BpfStore, cookie: u64, peer: &SocketFlow) -> Result<Outcome, RedialError> {
     let socket = find(cookie, peer.tgid).ok_or(RedialError::NotFound)?;
     let park = SockAddr::parked(&peer.frontend.addr);
     match connect(&socket, peer.frontend.socket_addr()) {
-        Ok(()) if peer_of(&socket) == Some(park.socket_addr()) => {
+        Ok(()) if store.socket(cookie).is_some_and(|now| now.backend_id == 0) => {
             // A kernel without bpf_set_retval: the hook parked it itself.
             Ok(if peer.backend_id == 0 {
                 Outcome::StillParked
@@ -116,12 +116,6 @@ fn redial(cookie: u64, peer: &SocketFlow) -> Result<Outcome, RedialError> {
         }
         Err(errno) => Err(RedialError::Connect(errno)),
     }
-}
-
-fn peer_of(socket: &OwnedFd) -> Option<SocketAddr> {
-    rustix::net::getpeername(socket)
-        .ok()?
-        .and_then(|any| SocketAddr::try_from(any).ok())
 }
 
 /// An IPv6 socket dials IPv4 by the mapped address.

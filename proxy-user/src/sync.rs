@@ -171,3 +171,7 @@ fn udp_moved(plan: &crate::plan::Plan) -> bool {
             )
     })
 }
+
+#[cfg(test)]
+#[path = "sync_tests.rs"]
+mod tests;

@@ -79,10 +79,18 @@ impl SockAddr {
         }
     }
 
-    /// Where a socket is parked whose backend is gone and whose Service has no other: nothing can
-    /// listen on port 0, so the peer answers every packet with "refused".
+    /// Where a UDP socket is parked whose Service has no backend: nobody serves tcpmux by UDP (and
+    /// only root could), so the kernel answers every datagram with "refused". Port 0 would be closed
+    /// for certain, but a peer with port 0 counts as none: getpeername() fails with ENOTCONN, and
+    /// send() of an IPv6 socket to a mapped address with EINVAL.
     #[inline(always)]
     pub const fn parked(like: &Addr) -> Self {
+        Self::from_parts(like.loopback_like(), 1_u16.to_be())
+    }
+
+    /// Where nothing can listen: who dials this by TCP is refused.
+    #[inline(always)]
+    pub const fn closed(like: &Addr) -> Self {
         Self::from_parts(like.loopback_like(), 0)
     }
 }
@@ -198,9 +206,9 @@ mod tests {
         let park = |ip: &str| SockAddr::parked(&Addr::from(ip.parse::<IpAddr>().unwrap()));
         assert_eq!(
             park("10.0.0.1").socket_addr(),
-            "127.0.0.1:0".parse().unwrap()
+            "127.0.0.1:1".parse().unwrap()
         );
-        assert_eq!(park("fd00::1").socket_addr(), "[::1]:0".parse().unwrap());
+        assert_eq!(park("fd00::1").socket_addr(), "[::1]:1".parse().unwrap());
     }
 
     #[test]

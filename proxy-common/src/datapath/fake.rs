@@ -22,6 +22,8 @@ pub struct Maps {
     /// State of the generator; any sequence will do.
     pub seed: Cell<u64>,
     pub now_ns: Cell<u64>,
+    /// As a kernel without bpf_set_retval.
+    pub cannot_refuse: bool,
 }
 
 impl Maps {
@@ -93,6 +95,10 @@ impl Socket for FakeSocket<'_> {
 
     fn tgid(&self) -> u32 {
         4711
+    }
+
+    fn can_refuse(&self) -> bool {
+        !self.maps.cannot_refuse
     }
 
     fn flow(&self) -> Option<SocketFlow> {

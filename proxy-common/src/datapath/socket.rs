@@ -18,6 +18,8 @@ pub trait Socket: Tables {
     fn now_ns(&self) -> u64;
     /// The calling process, in the initial pid namespace.
     fn tgid(&self) -> u32;
+    /// Whether the hook can make connect() fail with ECONNREFUSED (Linux 5.18).
+    fn can_refuse(&self) -> bool;
 
     fn flow(&self) -> Option<SocketFlow>;
     /// Whether there was room for it.
@@ -79,6 +81,16 @@ pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdi
         }
         Err(NoChoice::NoEndpoints) => {
             socket.count(Counter::ConnectRefused);
+            if matches!(protocol, Protocol::Udp) && !socket.can_refuse() {
+                // connect() succeeds, so the socket is to work when there is an endpoint.
+                let parked = Choice {
+                    backend_id: 0,
+                    service: frontend.service,
+                    address: SockAddr::parked(&to.addr),
+                };
+                remember(socket, protocol, to, &parked);
+                return Verdict::Rewrite(parked.address);
+            }
             Verdict::Refuse
         }
         Err(NoChoice::NoLocalEndpoint) => {
@@ -233,3 +245,7 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
     socket.count(Counter::PeernameReversed);
     Some(flow.frontend)
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;

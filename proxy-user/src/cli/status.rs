@@ -39,7 +39,9 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
             .is_terminal()
             .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok())
             .flatten()
-            .map(|size| size.ws_col);
+            .map(|size| size.ws_col)
+            // A serial console has none to tell.
+            .filter(|width| *width > 0);
         status.to_table(width)
     };
     // A reader that has seen enough (`| head`) is no failure.

@@ -95,6 +95,12 @@ impl BpfStore {
             .map(|(cookie, bytes)| (cookie, SocketFlow::from_bytes(bytes)))
     }
 
+    /// What is remembered of the connected socket with this cookie.
+    pub fn socket(&self, cookie: u64) -> Option<SocketFlow> {
+        let bytes = self.sockets.get(&cookie, 0).ok()?;
+        Some(SocketFlow::from_bytes(bytes))
+    }
+
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends
             .get(&key.to_bytes(), 0)

@@ -442,8 +442,13 @@ fn port_snapshots(
     snapshots
 }
 
-/// The endpoints of all slices for one port, each address once; a record that is not terminating
-/// wins over one that is, since a pod's address may be in use again (BEHAVIOUR A7).
+/// Of several records of one address the highest counts. The pod that terminates is the old one when
+/// its address is in use again (BEHAVIOUR A7); so is, among the others, the one that is not ready.
+fn liveliness(endpoint: &Endpoint) -> (bool, bool, bool) {
+    (!endpoint.terminating, endpoint.ready, endpoint.serving)
+}
+
+/// The endpoints of all slices for one port, each address once, whatever the order of the records.
 fn merge<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port_name: &Arc<str>,
@@ -460,7 +465,7 @@ fn merge<'a>(
             for endpoint in &slice.endpoints {
                 let address = SocketAddr::new(endpoint.address, port.port.get());
                 let known = merged.entry(address).or_insert(endpoint);
-                if known.terminating && !endpoint.terminating {
+                if liveliness(endpoint) > liveliness(known) {
                     *known = endpoint;
                 }
             }
@@ -468,3 +473,7 @@ fn merge<'a>(
     }
     merged
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -9,3 +9,6 @@ pub use execute::{Failed, Report, execute};
 pub use ids::{Epoch, Full};
 pub use planner::{Change, Plan, Planned, Planner, Refused, Used};
 pub use step::{Phase, Step};
+
+#[cfg(test)]
+mod tests;

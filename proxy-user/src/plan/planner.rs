@@ -15,7 +15,7 @@ use proxy_common::abi::{
 
 use super::{
     ids::{Epoch, Full, IdPool, Run, RunPool},
-    step::Step,
+    step::{Phase, Step},
 };
 use crate::{
     maps::{Capacity, Observed},
@@ -92,7 +92,9 @@ pub struct Planner {
     epoch: Epoch,
     /// Ports with something to reclaim.
     disused: BTreeSet<(Epoch, Arc<PortKey>)>,
-    /// Found in the maps and owned by nobody; removed by the first plan.
+    /// Frontends that a port gave up and that are left in the map for another port to take over.
+    given_up: BTreeMap<FrontendAddress, Arc<PortKey>>,
+    /// Removals of what was found in the maps and is owned by nobody, until they are done.
     strays: Vec<Step>,
     unfreed: bool,
 }
@@ -110,6 +112,7 @@ impl Planner {
             runs: RunPool::new(map::SLOTS, capacity.slots),
             epoch: 1,
             disused: BTreeSet::new(),
+            given_up: BTreeMap::new(),
             strays: Vec::new(),
             unfreed: false,
         };
@@ -228,21 +231,27 @@ impl Planner {
     pub fn plan(&mut self, changes: &[Change]) -> Plan {
         let mut plan = Plan::default();
         // Who gets a frontend in this very plan: its old owner must not remove it.
-        let taken: HashSet<FrontendAddress> = changes
-            .iter()
-            .flat_map(|change| &change.ports)
-            .flat_map(|port| port.frontends.iter().map(|(address, _)| *address))
-            .collect();
+        let mut taken: HashMap<FrontendAddress, Arc<PortKey>> = HashMap::new();
+        let mut losers = Vec::new();
         let mut new_frontends = 0u64;
         for change in changes {
             let mut wanted = HashSet::new();
             for snapshot in &change.ports {
                 wanted.insert(&snapshot.key);
-                if let Err(full) = self.plan_port(&mut plan, snapshot, &taken, &mut new_frontends) {
-                    plan.refused.push(Refused {
+                match self.plan_port(&mut plan, snapshot, &mut new_frontends) {
+                    Ok(key) => {
+                        taken.extend(
+                            snapshot
+                                .frontends
+                                .iter()
+                                .map(|(address, _)| (*address, Arc::clone(&key))),
+                        );
+                        losers.push(key);
+                    }
+                    Err(full) => plan.refused.push(Refused {
                         key: snapshot.key.clone(),
                         full,
-                    });
+                    }),
                 }
             }
             let gone: Vec<Arc<PortKey>> = self
@@ -251,26 +260,45 @@ impl Planner {
                 .map(|(key, _)| Arc::clone(key))
                 .collect();
             for key in gone {
-                self.plan_removal(&mut plan, &key, &taken);
+                self.plan_removal(&key);
+                losers.push(key);
             }
         }
-        let nobody = Arc::new(nobody());
-        let in_use = |step: &Step| {
-            matches!(step, Step::RemoveFrontend { key }
-                if frontend_address(key).is_some_and(|address| taken.contains(&address)))
-        };
-        plan.steps.extend(
-            self.strays
-                .drain(..)
-                .filter(|step| !in_use(step))
-                .map(|step| Planned {
-                    port: Arc::clone(&nobody),
-                    step,
-                }),
-        );
+        for key in losers {
+            self.plan_frontend_removals(&mut plan, &key, &taken);
+        }
+        self.plan_given_up(&mut plan, &taken);
+        self.plan_strays(&mut plan, &taken);
+        let emptied = self.emptied(&plan);
         // Stable: within a phase, the order of the Services stays.
-        plan.steps.sort_by_key(|planned| planned.step.phase());
+        plan.steps.sort_by_key(|planned| {
+            let phase = planned.step.phase();
+            if !emptied.contains(&planned.port) {
+                (phase, 0)
+            } else if phase == Phase::Switches {
+                (Phase::Frontends, 1)
+            } else {
+                (phase, 2)
+            }
+        });
         plan
+    }
+
+    /// Ports that lose their last backend. Other ports may take over frontends of theirs in the same
+    /// plan, and those frontends' clients must not be refused in between: such a switch comes after
+    /// what others take, and before what the port itself takes.
+    fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
+        plan.steps
+            .iter()
+            .filter(|planned| {
+                matches!(planned.step, Step::Switch { word, .. } if word.count() == 0)
+                    && self
+                        .ports
+                        .get(&planned.port)
+                        .is_some_and(|port| port.word.count() > 0)
+            })
+            .map(|planned| Arc::clone(&planned.port))
+            .collect()
     }
 
     fn ports_of(&self, service: &ObjectName) -> impl Iterator<Item = (&Arc<PortKey>, &Port)> {
@@ -290,9 +318,8 @@ impl Planner {
         &mut self,
         plan: &mut Plan,
         snapshot: &PortSnapshot,
-        taken: &HashSet<FrontendAddress>,
         new_frontends: &mut u64,
-    ) -> Result<(), Full> {
+    ) -> Result<Arc<PortKey>, Full> {
         let key = Arc::new(snapshot.key.clone());
         let known = self.ports.get(&key);
         let additional = snapshot
@@ -390,8 +417,8 @@ impl Planner {
         // A switch that changes nothing is still due when backends fall out of use: it dates them.
         let falls_out = self.ports.get(&key).is_some_and(|port| {
             port.backends
-                .keys()
-                .any(|address| !wanted.contains(address))
+                .iter()
+                .any(|(address, backend)| !wanted.contains(address) && backend.disused.is_none())
         });
         let word = match (run, slots.len()) {
             (Some(run), count) => {
@@ -431,18 +458,12 @@ impl Planner {
                 }
             }
         }
-        self.plan_frontend_removals(plan, &key, taken);
-        plan.targets.insert(key, Target { run, slots, wanted });
-        Ok(())
+        plan.targets
+            .insert(Arc::clone(&key), Target { run, slots, wanted });
+        Ok(key)
     }
 
-    fn plan_removal(
-        &mut self,
-        plan: &mut Plan,
-        key: &Arc<PortKey>,
-        taken: &HashSet<FrontendAddress>,
-    ) {
-        self.plan_frontend_removals(plan, key, taken);
+    fn plan_removal(&mut self, key: &Arc<PortKey>) {
         let epoch = self.epoch;
         if let Some(port) = self.ports.get_mut(key) {
             // Readers may still hold the service id: the rest waits until they are gone.
@@ -452,23 +473,47 @@ impl Planner {
         }
     }
 
+    /// Removes what the port has and does not want, but for what another port takes over.
     fn plan_frontend_removals(
-        &self,
+        &mut self,
         plan: &mut Plan,
         key: &Arc<PortKey>,
-        taken: &HashSet<FrontendAddress>,
+        taken: &HashMap<FrontendAddress, Arc<PortKey>>,
     ) {
         let Some(port) = self.ports.get(key) else {
             return;
         };
-        for address in port.frontends.iter().filter(|a| !taken.contains(a)) {
-            if self
-                .frontends
-                .get(address)
-                .is_some_and(|(id, _)| *id == port.id)
-            {
+        for address in &port.frontends {
+            if self.frontends.get(address).map(|(id, _)| *id) != Some(port.id) {
+                continue;
+            }
+            match taken.get(address) {
+                Some(taker) if taker == key => {
+                    self.given_up.remove(address);
+                }
+                // Should the other one fail to take it, it is still known.
+                Some(_) => {
+                    self.given_up.insert(*address, Arc::clone(key));
+                }
+                None => {
+                    self.given_up.remove(address);
+                    plan.steps.push(Planned {
+                        port: Arc::clone(key),
+                        step: Step::RemoveFrontend {
+                            key: frontend_key(address),
+                        },
+                    });
+                }
+            }
+        }
+    }
+
+    /// What nobody took over after all.
+    fn plan_given_up(&self, plan: &mut Plan, taken: &HashMap<FrontendAddress, Arc<PortKey>>) {
+        for (address, owner) in &self.given_up {
+            if !taken.contains_key(address) {
                 plan.steps.push(Planned {
-                    port: Arc::clone(key),
+                    port: Arc::clone(owner),
                     step: Step::RemoveFrontend {
                         key: frontend_key(address),
                     },
@@ -477,10 +522,37 @@ impl Planner {
         }
     }
 
+    fn plan_strays(&mut self, plan: &mut Plan, taken: &HashMap<FrontendAddress, Arc<PortKey>>) {
+        let Self {
+            strays, frontends, ..
+        } = self;
+        let removed = |step: &Step| {
+            if let Step::RemoveFrontend { key } = step {
+                frontend_address(key)
+            } else {
+                None
+            }
+        };
+        strays.retain(|step| removed(step).is_none_or(|address| !frontends.contains_key(&address)));
+        let nobody = Arc::new(nobody());
+        plan.steps.extend(
+            strays
+                .iter()
+                .filter(|step| removed(step).is_none_or(|address| !taken.contains_key(&address)))
+                .map(|step| Planned {
+                    port: Arc::clone(&nobody),
+                    step: step.clone(),
+                }),
+        );
+    }
+
     /// Records that a step of `plan` has been executed.
     pub fn done(&mut self, plan: &mut Plan, planned: &Planned) {
         let epoch = self.epoch;
         let key = &planned.port;
+        if !self.strays.is_empty() && **key == nobody() {
+            self.strays.retain(|step| *step != planned.step);
+        }
         match &planned.step {
             Step::PutName { service, .. } => {
                 self.ports.insert(
@@ -521,14 +593,16 @@ impl Planner {
                 ) {
                     port.frontends.insert(address);
                     self.frontends.insert(address, (frontend.service, kind));
+                    if let Some(loser) = self.given_up.remove(&address).filter(|l| l != key) {
+                        self.lost_frontend(&loser, &address);
+                    }
                 }
             }
             Step::RemoveFrontend { key: address } => {
                 if let Some(address) = frontend_address(address) {
                     self.frontends.remove(&address);
-                    if let Some(port) = self.ports.get_mut(key) {
-                        port.frontends.remove(&address);
-                    }
+                    self.given_up.remove(&address);
+                    self.lost_frontend(key, &address);
                 }
             }
             Step::ClearBackend { id } => {
@@ -545,6 +619,19 @@ impl Planner {
                 self.service_ids.retire(epoch, *service);
                 self.unfreed = true;
             }
+        }
+    }
+
+    /// From now on nobody comes to the port by this frontend.
+    fn lost_frontend(&mut self, key: &Arc<PortKey>, address: &FrontendAddress) {
+        let Some(port) = self.ports.get_mut(key) else {
+            return;
+        };
+        port.frontends.remove(address);
+        if port.disused.is_some() {
+            port.disused = Some(self.epoch);
+            self.disused.insert((self.epoch, Arc::clone(key)));
+            self.unfreed = true;
         }
     }
 
@@ -584,11 +671,12 @@ impl Planner {
                     self.runs.give_back(run);
                 }
             }
-            Step::WriteSlots { .. }
-            | Step::PutFrontend { .. }
-            | Step::RemoveFrontend { .. }
-            | Step::ClearBackend { .. }
-            | Step::RemoveName { .. } => {}
+            // The next grace period that ends tries again.
+            Step::ClearBackend { .. } | Step::RemoveName { .. } => {
+                self.disused.insert((self.epoch, Arc::clone(&planned.port)));
+                self.unfreed = true;
+            }
+            Step::WriteSlots { .. } | Step::PutFrontend { .. } | Step::RemoveFrontend { .. } => {}
         }
     }
 

@@ -1,0 +1,440 @@
+use std::num::NonZeroU16;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::SlicePort;
+
+fn name(text: &str) -> ObjectName {
+    ObjectName::new("ns", text)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn port(name: &str, number: u16) -> ServicePort {
+    ServicePort {
+        name: name.into(),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(number).unwrap(),
+        node_port: None,
+    }
+}
+
+fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
+    Service {
+        name: name(text),
+        created_secs,
+        cluster_ips: ips.iter().map(|text| ip(text)).collect(),
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: vec![port("", 80)],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+    }
+}
+
+fn endpoint(address: &str) -> Endpoint {
+    Endpoint {
+        address: ip(address),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: None,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+    }
+}
+
+fn slice(text: &str, service: &str, addresses: &[&str]) -> EndpointSlice {
+    EndpointSlice {
+        name: name(text),
+        service: name(service),
+        family: addresses.first().map_or(Family::V4, |a| Family::of(&ip(a))),
+        ports: vec![SlicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(8080).unwrap(),
+        }],
+        endpoints: addresses.iter().map(|text| endpoint(text)).collect(),
+    }
+}
+
+fn model(events: impl IntoIterator<Item = Event>) -> Model {
+    let mut model = Model::new(Node::default());
+    for event in events {
+        model.apply(event);
+    }
+    model
+}
+
+/// `frontends -> chosen` of every port.
+fn ways(model: &mut Model, service: &str) -> Vec<(Vec<String>, Vec<String>)> {
+    let show = |port: &PortSnapshot| {
+        (
+            port.frontends.iter().map(|(a, _)| a.to_string()).collect(),
+            port.chosen.iter().map(ToString::to_string).collect(),
+        )
+    };
+    model.desired(&name(service)).iter().map(show).collect()
+}
+
+fn way(frontends: &[&str], chosen: &[&str]) -> (Vec<String>, Vec<String>) {
+    let own = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+    (own(frontends), own(chosen))
+}
+
+#[test]
+fn nothing_is_ready_before_both_kinds_are_listed() {
+    let mut model = model([Event::ListStarted(Kind::Service)]);
+    assert!(!model.is_ready());
+    model.apply(Event::Listed(Kind::Service));
+    model.apply(Event::SliceApplied(slice("s", "a", &["10.0.0.1"])));
+    model.apply(Event::ListStarted(Kind::EndpointSlice));
+    assert!(!model.is_ready());
+    model.apply(Event::Listed(Kind::EndpointSlice));
+    assert!(model.is_ready());
+    // A later list does not take it back.
+    model.apply(Event::ListStarted(Kind::Service));
+    assert!(model.is_ready());
+}
+
+#[test]
+fn what_a_list_does_not_name_is_gone() {
+    let mut model = model([
+        Event::ServiceApplied(service("a", 0, &["10.96.0.1"])),
+        Event::ServiceApplied(service("b", 0, &["10.96.0.2"])),
+        Event::SliceApplied(slice("a-1", "a", &["10.0.0.1"])),
+        Event::SliceApplied(slice("a-2", "a", &["10.0.0.2"])),
+        Event::ListStarted(Kind::Service),
+        Event::ServiceApplied(service("a", 0, &["10.96.0.1"])),
+        Event::Listed(Kind::Service),
+        Event::ListStarted(Kind::EndpointSlice),
+        Event::SliceApplied(slice("a-2", "a", &["10.0.0.2"])),
+        Event::Listed(Kind::EndpointSlice),
+    ]);
+    let expected = [way(&["10.96.0.1:80/TCP"], &["10.0.0.2:8080"])];
+    assert_eq!(ways(&mut model, "a"), expected);
+    assert_eq!(ways(&mut model, "b"), []);
+}
+
+#[test]
+fn a_list_that_starts_over_forgets_what_the_first_try_named() {
+    let mut model = model([
+        Event::ServiceApplied(service("a", 0, &["10.96.0.1"])),
+        Event::ListStarted(Kind::Service),
+        Event::ServiceApplied(service("a", 0, &["10.96.0.1"])),
+        Event::ListStarted(Kind::Service),
+        Event::Listed(Kind::Service),
+    ]);
+    assert_eq!(ways(&mut model, "a"), []);
+}
+
+#[test]
+fn the_older_service_keeps_an_address_and_the_younger_inherits_it() {
+    let vip = "10.96.0.1:80/TCP";
+    let mut model = model([
+        Event::ServiceApplied(service("young", 2, &["10.96.0.1"])),
+        Event::ServiceApplied(service("old", 1, &["10.96.0.1"])),
+    ]);
+    assert_eq!(ways(&mut model, "old"), [way(&[vip], &[])]);
+    assert_eq!(ways(&mut model, "young"), [way(&[], &[])]);
+    model.take_touched();
+    model.apply(Event::ServiceGone(name("old")));
+    assert!(model.take_touched().contains(&name("young")));
+    assert_eq!(ways(&mut model, "young"), [way(&[vip], &[])]);
+    model.apply(Event::ServiceApplied(service("old", 1, &["10.96.0.1"])));
+    assert!(model.take_touched().contains(&name("young")));
+    assert_eq!(ways(&mut model, "young"), [way(&[], &[])]);
+}
+
+#[test]
+fn the_same_service_twice_changes_nothing() {
+    let mut model = model([
+        Event::ServiceApplied(service("a", 1, &["10.96.0.1"])),
+        Event::SliceApplied(slice("a-1", "a", &["10.0.0.1"])),
+    ]);
+    model.take_touched();
+    model.apply(Event::ServiceApplied(service("a", 1, &["10.96.0.1"])));
+    model.apply(Event::SliceApplied(slice("a-1", "a", &["10.0.0.1"])));
+    model.apply(Event::ServiceGone(name("unknown")));
+    model.apply(Event::SliceGone(name("unknown")));
+    assert!(model.take_touched().is_empty());
+}
+
+#[test]
+fn an_address_of_several_kinds_or_ports_has_one_owner() {
+    let mut a = service("a", 1, &["10.96.0.1"]);
+    a.external_ips = vec![ip("10.96.0.1"), ip("192.0.2.1")];
+    a.load_balancer_ips = vec![ip("192.0.2.1")];
+    a.ports = vec![port("one", 80), port("two", 80)];
+    let mut model = model([Event::ServiceApplied(a)]);
+    let one = way(&["10.96.0.1:80/TCP", "192.0.2.1:80/TCP"], &[]);
+    assert_eq!(ways(&mut model, "a"), [one, way(&[], &[])]);
+}
+
+#[test]
+fn a_slice_that_changes_its_owner_leaves_the_old_one() {
+    let mut model = model([
+        Event::ServiceApplied(service("a", 1, &["10.96.0.1"])),
+        Event::ServiceApplied(service("b", 1, &["10.96.0.2"])),
+        Event::SliceApplied(slice("s", "a", &["10.0.0.1"])),
+    ]);
+    model.take_touched();
+    model.apply(Event::SliceApplied(slice("s", "b", &["10.0.0.1"])));
+    assert_eq!(model.take_touched(), [name("a"), name("b")].into());
+    assert_eq!(ways(&mut model, "a")[0].1, [""; 0]);
+    assert_eq!(ways(&mut model, "b")[0].1, ["10.0.0.1:8080"]);
+    model.apply(Event::SliceGone(name("s")));
+    assert_eq!(ways(&mut model, "b")[0].1, [""; 0]);
+}
+
+#[test]
+fn the_families_of_a_dual_stack_service_are_apart() {
+    let mut model = model([
+        Event::ServiceApplied(service("a", 1, &["10.96.0.1", "fd96::1"])),
+        Event::SliceApplied(slice("v4", "a", &["10.0.0.1"])),
+        Event::SliceApplied(slice("v6", "a", &["fd00::1", "fd00::2"])),
+    ]);
+    let v4 = way(&["10.96.0.1:80/TCP"], &["10.0.0.1:8080"]);
+    let v6 = way(&["[fd96::1]:80/TCP"], &["[fd00::1]:8080", "[fd00::2]:8080"]);
+    assert_eq!(ways(&mut model, "a"), [v4, v6]);
+}
+
+#[test]
+fn one_port_has_the_endpoints_of_all_slices_each_with_its_own_number() {
+    let mut other = slice("two", "a", &["10.0.0.2", "10.0.0.1"]);
+    other.ports[0].port = NonZeroU16::new(9090).unwrap();
+    let mut model = model([
+        Event::SliceApplied(slice("one", "a", &["10.0.0.1"])),
+        Event::SliceApplied(other),
+        Event::ServiceApplied(service("a", 1, &["10.96.0.1"])),
+    ]);
+    assert_eq!(
+        ways(&mut model, "a")[0].1,
+        ["10.0.0.1:8080", "10.0.0.1:9090", "10.0.0.2:9090"]
+    );
+}
+
+/// BEHAVIOUR A7; among records that don't terminate, one that says ready is the pod's present one.
+#[test]
+fn of_two_records_of_one_address_the_livelier_wins_in_any_order() {
+    let ready = endpoint("10.0.0.1");
+    let unready = Endpoint {
+        ready: false,
+        ..ready.clone()
+    };
+    let ending = Endpoint {
+        terminating: true,
+        ready: false,
+        ..ready.clone()
+    };
+    let records = [ready, unready, ending];
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let mut all = slice("s", "a", &["10.0.0.1"]);
+        all.endpoints = order.iter().map(|&i| records[i].clone()).collect();
+        let mut events = vec![Event::ServiceApplied(service("a", 1, &["10.96.0.1"]))];
+        events.push(Event::SliceApplied(all));
+        let mut together = model(events.clone());
+        events.truncate(1);
+        for (text, index) in ["x", "y", "z"].into_iter().zip(order) {
+            let mut one = slice(text, "a", &["10.0.0.1"]);
+            one.endpoints = vec![records[index].clone()];
+            events.push(Event::SliceApplied(one));
+        }
+        let mut apart = model(events);
+        for model in [&mut together, &mut apart] {
+            assert_eq!(ways(model, "a")[0].1, ["10.0.0.1:8080"], "{order:?}");
+        }
+    }
+}
+
+#[test]
+fn notes_are_said_once_and_again_when_they_come_back() {
+    let said = |model: &mut Model, service: &str| {
+        model.desired(&name(service));
+        model.take_notes().len()
+    };
+    let mut model = model([
+        Event::ServiceApplied(service("old", 1, &["10.96.0.1"])),
+        Event::ServiceApplied(service("young", 2, &["10.96.0.1"])),
+    ]);
+    assert_eq!(
+        [said(&mut model, "young"), said(&mut model, "young")],
+        [1, 0]
+    );
+    model.apply(Event::ServiceGone(name("old")));
+    assert_eq!(said(&mut model, "young"), 0);
+    model.apply(Event::ServiceApplied(service("old", 1, &["10.96.0.1"])));
+    assert_eq!([said(&mut model, "young"), said(&mut model, "old")], [1, 0]);
+    model.apply(Event::SliceApplied(slice("s", "nobody", &["10.0.0.1"])));
+    assert_eq!(
+        [said(&mut model, "nobody"), said(&mut model, "nobody")],
+        [1, 0]
+    );
+    model.apply(Event::SliceApplied(slice("v6", "old", &["fd00::1"])));
+    assert_eq!([said(&mut model, "old"), said(&mut model, "old")], [1, 0]);
+}
+
+mod any_order {
+    use super::*;
+
+    const SERVICES: [&str; 3] = ["a", "b", "c"];
+
+    fn pick<T: Clone + std::fmt::Debug + 'static>(from: &'static [T]) -> impl Strategy<Value = T> {
+        prop::sample::select(from)
+    }
+
+    fn any_service() -> impl Strategy<Value = Service> {
+        let ips = || pick(&["10.96.0.1", "10.96.0.2", "fd96::1"]);
+        (
+            pick(&SERVICES),
+            0i64..3,
+            prop::collection::btree_set(ips(), 1..3),
+            prop::collection::btree_set(ips(), 0..2),
+            any::<bool>(),
+            any::<bool>(),
+        )
+            .prop_map(|(text, created, ips, external, local, two_ports)| {
+                let ips: Vec<&str> = ips.into_iter().collect();
+                let mut service = service(text, created, &ips);
+                service.external_ips = external.into_iter().map(ip).collect();
+                if local {
+                    service.internal_policy = TrafficPolicy::Local;
+                }
+                if two_ports {
+                    service.ports.push(port("b", 81));
+                }
+                service
+            })
+    }
+
+    fn any_slice() -> impl Strategy<Value = EndpointSlice> {
+        let endpoint = (
+            pick(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+            any::<[bool; 4]>(),
+        )
+            .prop_map(|(address, [ready, serving, terminating, here])| Endpoint {
+                ready,
+                serving,
+                terminating,
+                node: here.then(|| "n1".into()),
+                ..endpoint(address)
+            });
+        (
+            pick(&["s1", "s2", "s3", "s4"]),
+            pick(&SERVICES),
+            prop::collection::vec(endpoint, 0..4),
+            pick(&["", "b"]),
+        )
+            .prop_map(|(text, owner, endpoints, port)| {
+                let mut slice = slice(text, owner, &[]);
+                slice.ports[0].name = port.into();
+                slice.endpoints = endpoints;
+                slice
+            })
+    }
+
+    /// One source's word: single objects, or a whole list.
+    fn any_events() -> impl Strategy<Value = Vec<Event>> {
+        let slices = pick(&["s1", "s2", "s3", "s4"]);
+        let bracket = |kind, events: Vec<Event>| {
+            let mut all = vec![Event::ListStarted(kind)];
+            all.extend(events);
+            all.push(Event::Listed(kind));
+            all
+        };
+        prop_oneof![
+            4 => any_service().prop_map(|service| vec![Event::ServiceApplied(service)]),
+            4 => any_slice().prop_map(|slice| vec![Event::SliceApplied(slice)]),
+            1 => pick(&SERVICES).prop_map(|text| vec![Event::ServiceGone(name(text))]),
+            1 => slices.prop_map(|text| vec![Event::SliceGone(name(text))]),
+            1 => prop::collection::vec(any_service().prop_map(Event::ServiceApplied), 0..4)
+                .prop_map(move |events| bracket(Kind::Service, events)),
+            1 => prop::collection::vec(any_slice().prop_map(Event::SliceApplied), 0..4)
+                .prop_map(move |events| bracket(Kind::EndpointSlice, events)),
+            1 => pick(&["n1", "n2"]).prop_map(|node| vec![Event::NodeChanged(Node {
+                name: node.into(),
+                zone: None,
+            })]),
+        ]
+    }
+
+    /// The plain account: what exists in the end.
+    #[derive(Default)]
+    struct Account {
+        services: BTreeMap<ObjectName, Service>,
+        slices: BTreeMap<ObjectName, EndpointSlice>,
+        node: Node,
+    }
+
+    impl Account {
+        fn note(&mut self, event: &Event) {
+            match event {
+                // A list's objects follow at once: emptying first comes to the same.
+                Event::ListStarted(Kind::Service) => self.services.clear(),
+                Event::ListStarted(Kind::EndpointSlice) => self.slices.clear(),
+                Event::Listed(_) => {}
+                Event::ServiceApplied(service) => {
+                    self.services.insert(service.name.clone(), service.clone());
+                }
+                Event::ServiceGone(name) => drop(self.services.remove(name)),
+                Event::SliceApplied(slice) => {
+                    self.slices.insert(slice.name.clone(), slice.clone());
+                }
+                Event::SliceGone(name) => drop(self.slices.remove(name)),
+                Event::NodeChanged(node) => self.node = node.clone(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_exists_in_the_end_counts(
+            history in prop::collection::vec(any_events(), 0..30),
+            reversed in any::<bool>(),
+        ) {
+            let mut model = Model::new(Node::default());
+            let mut account = Account::default();
+            // What a syncer would have written: it asks only for what was touched.
+            let mut written: BTreeMap<ObjectName, Vec<PortSnapshot>> = BTreeMap::new();
+            for events in history {
+                for event in events {
+                    account.note(&event);
+                    model.apply(event);
+                }
+                for name in model.take_touched() {
+                    let desired = model.desired(&name);
+                    written.insert(name, desired);
+                }
+            }
+            let services = account.services.values().cloned().map(Event::ServiceApplied);
+            let slices = account.slices.values().cloned().map(Event::SliceApplied);
+            let mut events: Vec<Event> = services.chain(slices).collect();
+            if reversed {
+                events.reverse();
+            }
+            let mut fresh = Model::new(account.node.clone());
+            events.into_iter().for_each(|event| fresh.apply(event));
+            let mut owners = HashMap::new();
+            for text in SERVICES {
+                let expected = fresh.desired(&name(text));
+                prop_assert_eq!(&model.desired(&name(text)), &expected);
+                prop_assert_eq!(written.get(&name(text)).cloned().unwrap_or_default(), expected.clone());
+                for (address, _) in expected.iter().flat_map(|port| &port.frontends) {
+                    prop_assert_eq!(owners.insert(*address, text), None, "two owners");
+                }
+            }
+            prop_assert_eq!(model.service_count(), fresh.service_count());
+            prop_assert_eq!(model.entries.len(), fresh.entries.len(), "something is kept for nothing");
+        }
+    }
+}

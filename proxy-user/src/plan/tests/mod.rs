@@ -1,0 +1,161 @@
+//! The invariants of DESIGN §3.3, by random histories.
+
+mod oracle;
+mod world;
+
+use oracle::{Desired, desired, one};
+use proptest::prelude::*;
+use world::{Failure, World};
+
+use super::Used;
+use crate::maps::Capacity;
+
+const ROOM: Capacity = Capacity {
+    frontends: 64,
+    services: 64,
+    backends: 256,
+    slots: 256,
+};
+
+const NOTHING: Used = Used {
+    frontends: 0,
+    services: 0,
+    backends: 0,
+    slots: 0,
+};
+
+#[derive(Clone, Debug)]
+enum Act {
+    Want(Desired, Option<Failure>),
+    Retry,
+    StartReaders,
+    BeginGrace,
+    PassGrace(Option<Failure>),
+    Restart,
+}
+
+fn failure() -> impl Strategy<Value = Option<Failure>> {
+    let failure = (0usize..30, any::<bool>()).prop_map(|(after, cut)| Failure { after, cut });
+    prop::option::weighted(0.3, failure)
+}
+
+fn history() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (desired(), failure()).prop_map(|(desired, failure)| Act::Want(desired, failure)),
+        1 => Just(Act::Retry),
+        2 => Just(Act::StartReaders),
+        2 => Just(Act::BeginGrace),
+        2 => failure().prop_map(Act::PassGrace),
+        1 => Just(Act::Restart),
+    ];
+    prop::collection::vec(act, 1..14)
+}
+
+fn live(world: &mut World, history: Vec<Act>) {
+    for act in history {
+        match act {
+            Act::Want(desired, failure) => world.want(desired, failure),
+            Act::Retry => world.retry(),
+            Act::StartReaders => world.start_readers(),
+            Act::BeginGrace => {
+                world.begin_grace();
+            }
+            Act::PassGrace(failure) => world.pass_grace(failure),
+            Act::Restart => world.restart(),
+        }
+    }
+}
+
+fn nothing_is_left(world: &mut World) {
+    world.want(Desired::default(), None);
+    world.settle();
+    assert_eq!(world.planner.used(), NOTHING);
+    let maps = world.maps();
+    assert!(maps.maps.frontends.is_empty() && maps.names.is_empty());
+    assert!(maps.maps.backends.is_empty());
+    assert!(maps.maps.services.values().all(|word| word.0 == 0));
+}
+
+#[test]
+fn a_frontend_that_moves_late_frees_its_old_service_all_the_same() {
+    let mut world = World::new(ROOM);
+    world.want(one(0, 1, &[0]), None);
+    // Name, backend, slots and switch of the new owner succeed; it does not get the frontend.
+    let failure = Failure {
+        after: 4,
+        cut: false,
+    };
+    world.want(one(1, 1, &[0]), Some(failure));
+    assert_eq!(world.unsettled().len(), 1);
+    world.begin_grace();
+    world.pass_grace(None);
+    world.settle();
+    assert_eq!(world.planner.used().services, 1);
+    nothing_is_left(&mut world);
+}
+
+#[test]
+fn a_frontend_whose_new_service_goes_before_it_moved_goes_too() {
+    let mut world = World::new(ROOM);
+    world.want(one(0, 1, &[0]), None);
+    let failure = Failure {
+        after: 4,
+        cut: false,
+    };
+    world.want(one(1, 1, &[0]), Some(failure));
+    world.begin_grace();
+    world.pass_grace(None);
+    nothing_is_left(&mut world);
+}
+
+#[test]
+fn what_could_not_be_cleared_is_cleared_after_the_next_grace_period() {
+    let mut world = World::new(ROOM);
+    world.want(one(0, 0b11, &[0]), None);
+    world.want(one(0, 0b01, &[0]), None);
+    world.begin_grace();
+    world.pass_grace(Some(Failure {
+        after: 0,
+        cut: true,
+    }));
+    world.settle();
+    assert_eq!(world.planner.used().backends, 1);
+}
+
+proptest! {
+    /// The checks after every single step are in `world`.
+    #[test]
+    fn any_history_leads_to_the_desired_state_and_leaks_nothing(history in history()) {
+        let mut world = World::new(ROOM);
+        live(&mut world, history);
+        world.settle();
+        assert!(world.unsettled().is_empty());
+        assert_eq!(world.plan_again(), []);
+        world.fresh_planner_has_nothing_to_do();
+        nothing_is_left(&mut world);
+    }
+
+    #[test]
+    fn a_second_plan_of_the_same_changes_is_empty(states in prop::collection::vec(desired(), 1..5)) {
+        let mut world = World::new(ROOM);
+        for state in states {
+            world.want(state, None);
+            assert_eq!(world.plan_again(), []);
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_is_refused_and_costs_nobody_else(
+        history in history(),
+        frontends in 1u32..8,
+        services in 2u32..10,
+        backends in 2u32..24,
+        slots in 1u32..40,
+        last in desired(),
+    ) {
+        let mut world = World::new(Capacity { frontends, services, backends, slots });
+        live(&mut world, history);
+        world.want(last, None);
+        nothing_is_left(&mut world);
+    }
+}

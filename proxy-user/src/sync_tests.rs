@@ -1,0 +1,206 @@
+use std::{net::IpAddr, num::NonZeroU16};
+
+use super::*;
+use crate::{
+    maps::{Capacity, fake::FakeStore},
+    model::{
+        Endpoint, EndpointSlice, Family, Kind, Node, Service, ServicePort, SlicePort, TrafficPolicy,
+    },
+};
+
+const ROOM: Capacity = Capacity {
+    frontends: 16,
+    services: 16,
+    backends: 16,
+    slots: 16,
+};
+
+fn service(name: &str, last: u8) -> Event {
+    Event::ServiceApplied(Service {
+        name: ObjectName::new("ns", name),
+        created_secs: 0,
+        cluster_ips: vec![IpAddr::from([10, 96, 0, last])],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::Udp,
+            port: NonZeroU16::MIN,
+            node_port: None,
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+    })
+}
+
+/// The Service's only slice, with this many endpoints.
+fn endpoints(service: &str, count: u8) -> Event {
+    let endpoint = |last| Endpoint {
+        address: IpAddr::from([10, 0, 0, last]),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: None,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+    };
+    Event::SliceApplied(EndpointSlice {
+        name: ObjectName::new("ns", service),
+        service: ObjectName::new("ns", service),
+        family: Family::V4,
+        ports: vec![SlicePort {
+            name: "".into(),
+            protocol: Protocol::Udp,
+            port: NonZeroU16::MIN,
+        }],
+        endpoints: (0..count).map(endpoint).collect(),
+    })
+}
+
+/// An agent that starts on these maps.
+fn start(store: FakeStore) -> Syncer<FakeStore> {
+    let planner = Planner::adopt(store.capacity(), &store.observe().unwrap());
+    Syncer::new(Model::new(Node::default()), planner, store)
+}
+
+fn list(syncer: &mut Syncer<FakeStore>, kind: Kind, events: Vec<Event>) {
+    syncer.apply(Event::ListStarted(kind));
+    events.into_iter().for_each(|event| syncer.apply(event));
+    syncer.apply(Event::Listed(kind));
+}
+
+/// An agent that has listed these, and written them.
+fn started(store: FakeStore, services: Vec<Event>, slices: Vec<Event>) -> Syncer<FakeStore> {
+    let mut syncer = start(store);
+    list(&mut syncer, Kind::Service, services);
+    list(&mut syncer, Kind::EndpointSlice, slices);
+    assert!(syncer.sync().first);
+    syncer
+}
+
+fn settle(syncer: &mut Syncer<FakeStore>) {
+    while let Some(epoch) = syncer.begin_grace() {
+        syncer.passed(epoch);
+    }
+}
+
+/// What is left of an agent that died.
+fn left_behind(syncer: Syncer<FakeStore>) -> FakeStore {
+    let mut store = syncer.store;
+    store.log.clear();
+    store.fail_after = None;
+    store
+}
+
+#[test]
+fn nothing_is_written_before_both_kinds_are_listed() {
+    let old = started(
+        FakeStore::new(ROOM),
+        vec![service("gone", 1)],
+        vec![endpoints("gone", 1)],
+    );
+    let mut syncer = start(left_behind(old));
+    list(&mut syncer, Kind::Service, vec![service("new", 2)]);
+    syncer.apply(endpoints("new", 1));
+    let outcome = syncer.sync();
+    assert!(!outcome.first && outcome.touched == 0);
+    syncer.apply(Event::ListStarted(Kind::EndpointSlice));
+    syncer.apply(endpoints("new", 1));
+    syncer.sync();
+    assert_eq!(syncer.store().log, []);
+    syncer.apply(Event::Listed(Kind::EndpointSlice));
+    assert!(syncer.sync().first);
+    assert!(!syncer.store().log.is_empty());
+}
+
+#[test]
+fn the_first_sync_removes_what_an_earlier_agent_left_and_nobody_lists() {
+    let both = || vec![service("a", 1), service("b", 2)];
+    let slices = || vec![endpoints("a", 1), endpoints("b", 2)];
+    let old = started(FakeStore::new(ROOM), both(), slices());
+    let mut syncer = started(left_behind(old), vec![service("a", 1)], slices());
+    settle(&mut syncer);
+    let maps = &syncer.store().maps;
+    assert_eq!((maps.frontends.len(), maps.backends.len()), (1, 1));
+    assert_eq!(syncer.store().names.len(), 1);
+}
+
+#[test]
+fn a_restart_without_changes_writes_nothing() {
+    let old = started(
+        FakeStore::new(ROOM),
+        vec![service("a", 1), service("none", 2)],
+        vec![endpoints("a", 3)],
+    );
+    let syncer = started(
+        left_behind(old),
+        vec![service("a", 1), service("none", 2)],
+        vec![endpoints("a", 3)],
+    );
+    assert_eq!(syncer.store().log, []);
+}
+
+#[test]
+fn what_had_no_room_is_written_when_there_is_some() {
+    let store = FakeStore::new(Capacity {
+        backends: 4,
+        ..ROOM
+    });
+    let mut syncer = started(
+        store,
+        vec![service("a", 1), service("b", 2)],
+        vec![endpoints("a", 3), endpoints("b", 1)],
+    );
+    assert!(syncer.has_retries());
+    assert_eq!(syncer.store().maps.frontends.len(), 1);
+    assert_eq!(syncer.sync().refused.len(), 1);
+    syncer.apply(endpoints("a", 1));
+    // Nobody asks for the other Service: it is remembered.
+    settle(&mut syncer);
+    syncer.sync();
+    settle(&mut syncer);
+    assert!(!syncer.has_retries());
+    assert_eq!(syncer.store().maps.frontends.len(), 2);
+}
+
+#[test]
+fn a_step_that_fails_is_tried_again_by_the_next_sync() {
+    let mut store = FakeStore::new(ROOM);
+    store.fail_after = Some(3);
+    let mut syncer = started(store, vec![service("a", 1)], vec![endpoints("a", 1)]);
+    assert!(syncer.has_retries());
+    assert!(syncer.store().maps.frontends.is_empty());
+    syncer.store_mut().fail_after = None;
+    let outcome = syncer.sync();
+    assert!(outcome.report.failed.is_empty() && !syncer.has_retries());
+    assert_eq!(syncer.store().maps.frontends.len(), 1);
+}
+
+#[test]
+fn a_service_that_goes_while_it_waits_for_a_retry_leaves_nothing() {
+    let mut store = FakeStore::new(ROOM);
+    store.fail_after = Some(3);
+    let mut syncer = started(store, vec![service("a", 1)], vec![endpoints("a", 1)]);
+    syncer.store_mut().fail_after = None;
+    syncer.apply(Event::ServiceGone(ObjectName::new("ns", "a")));
+    syncer.sync();
+    settle(&mut syncer);
+    assert!(syncer.store().names.is_empty() && syncer.store().maps.backends.is_empty());
+    assert!(!syncer.has_retries());
+}
+
+#[test]
+fn sockets_are_looked_at_only_when_backends_of_udp_ports_move() {
+    let mut syncer = started(
+        FakeStore::new(ROOM),
+        vec![service("a", 1)],
+        vec![endpoints("a", 2)],
+    );
+    syncer.apply(endpoints("a", 2));
+    assert!(!syncer.sync().udp_moved);
+    syncer.apply(endpoints("a", 1));
+    assert!(syncer.sync().udp_moved);
+    // The backend's id goes with the grace period: now its sockets are known to be without one.
+    let epoch = syncer.begin_grace().unwrap();
+    assert!(syncer.passed(epoch).udp_moved);
+}
