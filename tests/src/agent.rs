@@ -125,6 +125,32 @@ impl Agent {
         }
     }
 
+    /// Waits for a line of its log that contains every part, and yields it.
+    pub fn wait_line(&self, parts: &[&str], timeout: Duration) -> Result<String> {
+        let found = wait::until("a line", timeout, || {
+            let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+            self.log().into_iter().find(has_all)
+        });
+        found.map_err(|_| {
+            anyhow::anyhow!(
+                "agent of {}: no line with {parts:?}; log:\n{}",
+                self.node,
+                self.tail()
+            )
+        })
+    }
+
+    /// How many lines of its log contain `text`.
+    pub fn count_log(&self, text: &str) -> usize {
+        let state = self.log.state.lock();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        state
+            .lines
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    }
+
     /// Everything it has logged since it was last started.
     pub fn log(&self) -> Vec<String> {
         self.log
@@ -265,7 +291,8 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "info");
+            // Each sync is told: tests count them.
+            command.env("RUST_LOG", "info,proxy_user::app=debug");
         }
         Ok(command)
     }
