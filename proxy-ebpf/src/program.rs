@@ -40,7 +40,10 @@ fn connect(ctx: SockAddrContext, family: Family) -> i32 {
             hook.rewrite(&backend);
             ALLOW
         }
-        Verdict::Refuse => hook.refuse(&SockAddr::parked(&to.addr)),
+        Verdict::Refuse => hook.refuse(&match protocol {
+            Protocol::Udp => SockAddr::parked(&to.addr),
+            Protocol::Tcp | Protocol::Sctp => SockAddr::from_parts(to.addr.loopback_like(), 0),
+        }),
     }
 }
 

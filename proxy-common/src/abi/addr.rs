@@ -75,11 +75,15 @@ impl SockAddr {
         }
     }
 
-    /// Where a socket is parked whose backend is gone and whose Service has no other: nothing can
-    /// listen on port 0, so the peer answers every packet with "refused".
+    /// Where a UDP socket is parked whose backend is gone and whose Service has no other, so that the
+    /// peer answers every packet with "refused".
+    ///
+    /// Nothing can listen on port 0; but an IPv6 socket that is connected to a mapped address can't
+    /// send there (EINVAL: udp_sendmsg in net/ipv4/udp.c), so IPv4 takes a port where nothing does.
     #[inline(always)]
     pub const fn parked(like: &Addr) -> Self {
-        Self::from_parts(like.loopback_like(), 0)
+        let port = if like.is_v4() { 1_u16 } else { 0 };
+        Self::from_parts(like.loopback_like(), port.to_be())
     }
 }
 
@@ -192,7 +196,7 @@ mod tests {
     #[test]
     fn sockets_are_parked_on_the_loopback_of_their_family() {
         let park = |ip: &str| SockAddr::parked(&Addr::from(ip.parse::<IpAddr>().unwrap()));
-        assert_eq!(park("10.0.0.1").socket_addr(), "127.0.0.1:0".parse().unwrap());
+        assert_eq!(park("10.0.0.1").socket_addr(), "127.0.0.1:1".parse().unwrap());
         assert_eq!(park("fd00::1").socket_addr(), "[::1]:0".parse().unwrap());
     }
 
