@@ -64,12 +64,17 @@ impl Node {
 
     /// The same with more arguments to `kube-portal run`.
     pub fn start_agent_with(&self, source: Source, extra: &[&str]) -> Result<Agent> {
+        self.start_agent_on(self.bpffs(), source, extra)
+    }
+
+    /// The same on another bpffs than the node's own.
+    pub fn start_agent_on(&self, bpffs: &Path, source: Source, extra: &[&str]) -> Result<Agent> {
         let mut agent = Agent {
             node: self.name().to_owned(),
             source,
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
             cgroup_root: self.cgroup().to_owned(),
-            bpffs_root: self.bpffs().to_owned(),
+            bpffs_root: bpffs.to_owned(),
             place: Arc::clone(self.agent_place()),
             child: None,
             log: Arc::default(),
