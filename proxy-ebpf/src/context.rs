@@ -11,7 +11,7 @@ use aya_ebpf::{
 use proxy_common::{
     abi::{
         Addr, Backend, Counter, Frontend, FrontendKey, ServiceWord, SockAddr, SocketCookie,
-        SocketFlow, UdpFlow, UdpFlowKey, UdpPeer,
+        SocketFlow, UdpFlow, UdpFlowKey,
     },
     datapath::{lookup::Tables, socket::Socket},
 };
@@ -183,50 +183,23 @@ impl Socket for Hook {
 
     #[inline(always)]
     fn flow(&self) -> Option<SocketFlow> {
-        // SAFETY: the context holds the socket; a non-null result is this socket's value.
-        unsafe { maps::SOCKETS.get_ptr_mut(&self.ctx).as_ref() }.copied()
+        let cookie = self.cookie();
+        // SAFETY: see `frontend`; only this socket's own calls write the element.
+        unsafe { maps::SOCKETS.get(SocketCookie { cookie }) }.copied()
     }
 
     #[inline(always)]
     fn set_flow(&self, flow: &SocketFlow) -> bool {
-        // SAFETY: as in `flow`. The storage of a socket that is dialled twice at once by two
-        // threads can mix both; the kernel's own peer address is as undefined then.
-        unsafe {
-            match maps::SOCKETS.get_or_insert_ptr_mut(&self.ctx, None).as_mut() {
-                Some(stored) => {
-                    *stored = *flow;
-                    true
-                }
-                None => false,
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn forget_flow(&self) {
-        // SAFETY: the context holds the socket.
-        let _absent_is_fine = unsafe {
-            let sk = (*self.ctx.sock_addr).__bindgen_anon_1.sk;
-            maps::SOCKETS.delete(sk)
-        };
-    }
-
-    #[inline(always)]
-    fn udp_peer(&self, cookie: u64) -> Option<UdpPeer> {
-        // SAFETY: see `frontend`.
-        unsafe { maps::UDP_PEERS.get(SocketCookie { cookie }) }.copied()
-    }
-
-    #[inline(always)]
-    fn set_udp_peer(&self, cookie: u64, peer: &UdpPeer) -> bool {
-        maps::UDP_PEERS
-            .insert(SocketCookie { cookie }, peer, ANY)
+        let cookie = self.cookie();
+        maps::SOCKETS
+            .insert(SocketCookie { cookie }, flow, ANY)
             .is_ok()
     }
 
     #[inline(always)]
-    fn forget_udp_peer(&self, cookie: u64) {
-        let _absent_is_fine = maps::UDP_PEERS.remove(SocketCookie { cookie });
+    fn forget_flow(&self) {
+        let cookie = self.cookie();
+        let _absent_is_fine = maps::SOCKETS.remove(SocketCookie { cookie });
     }
 
     #[inline(always)]

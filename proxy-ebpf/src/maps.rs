@@ -3,12 +3,12 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use proxy_common::abi::{
     Backend, Frontend, FrontendKey, ServiceName, SockAddr, SocketCookie, SocketFlow, UdpFlow,
-    UdpFlowKey, UdpPeer,
+    UdpFlowKey,
 };
 
 /// Whether the kernel has bpf_set_retval (5.18). A constant of the loaded program: on kernels
@@ -34,13 +34,11 @@ pub(crate) static SLOTS: Array<u32, 1024, SHARED> = Array::new();
 pub(crate) static BACKENDS: Array<Backend, 1024, SHARED> = Array::new();
 
 #[btf_map(name = "KP_NAMES")]
-pub(crate) static NAMES: HashMap<u32, ServiceName, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub(crate) static NAMES: HashMap<u32, ServiceName, 1024, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map(name = "KP_SOCKETS")]
-pub(crate) static SOCKETS: SkStorage<SocketFlow> = SkStorage::new();
-
-#[btf_map(name = "KP_UDP_PEERS")]
-pub(crate) static UDP_PEERS: LruHashMap<SocketCookie, UdpPeer, 1024> = LruHashMap::new();
+pub(crate) static SOCKETS: HashMap<SocketCookie, SocketFlow, 1024> = HashMap::new();
 
 #[btf_map(name = "KP_UDP_FLOWS")]
 pub(crate) static UDP_FLOWS: LruHashMap<UdpFlowKey, UdpFlow, 1024> = LruHashMap::new();

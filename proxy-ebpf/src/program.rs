@@ -122,14 +122,11 @@ pub(crate) fn kp_getpeername6(ctx: SockAddrContext) -> i32 {
     getpeername(ctx, Family::V6)
 }
 
-/// Socket storage goes with the socket by itself; the list of connected UDP sockets doesn't.
+/// The last close of a socket.
 #[cgroup_sock(sock_release)]
 pub(crate) fn kp_sock_release(ctx: SockContext) -> i32 {
-    // SAFETY: the kernel passes a valid socket, and this is a field the verifier allows.
-    if unsafe { (*ctx.sock).protocol } == IPPROTO_UDP {
-        // SAFETY: the helper takes the context.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
-        let _absent_is_fine = maps::UDP_PEERS.remove(SocketCookie { cookie });
-    }
+    // SAFETY: the helper takes the context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+    let _absent_is_fine = maps::SOCKETS.remove(SocketCookie { cookie });
     ALLOW
 }

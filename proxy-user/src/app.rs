@@ -41,7 +41,7 @@ const EVENT_QUEUE: usize = 1024;
 const BATCH: usize = 4096;
 const RETRY: Duration = Duration::from_secs(5);
 /// Where the kernel can't be asked to wait for its readers: longer than any program can run.
-const GRACE_BY_TIME: Duration = Duration::from_secs(5);
+const GRACE_BY_TIME: Duration = Duration::from_secs(1);
 
 pub async fn run(config: Config) -> Result<(), CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
@@ -236,10 +236,9 @@ async fn finished(grace: &mut Option<JoinHandle<Epoch>>) -> Epoch {
 /// Returns when every program that is running now has ended: they run inside RCU read sections, and
 /// MEMBARRIER_CMD_GLOBAL is a grace period (kernel/sched/membarrier.c).
 fn wait_for_readers() {
-    let single_cpu = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
+    let single_cpu = aya::util::online_cpus().is_ok_and(|cpus| cpus.len() == 1);
     // On one CPU, and with nohz_full, the call does not wait.
-    if single_cpu
-        || rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global).is_err()
+    if single_cpu || rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global).is_err()
     {
         std::thread::sleep(GRACE_BY_TIME);
     }

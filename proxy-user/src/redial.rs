@@ -14,7 +14,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use proxy_common::abi::{FrontendKey, Protocol, SockAddr, UdpPeer};
+use proxy_common::abi::{FrontendKey, Protocol, SockAddr, SocketFlow};
 use rustix::{
     io::Errno,
     net::{AddressFamily, sockopt},
@@ -37,8 +37,11 @@ pub struct Redialled {
 /// Looks at every connected UDP socket once, and moves those whose backend is gone.
 pub fn pass(store: &BpfStore) -> Redialled {
     let mut result = Redialled::default();
-    for (cookie, peer) in store.udp_peers() {
-        if is_live(store, &peer) || !has_frontend(store, &peer) {
+    for (cookie, peer) in store.sockets() {
+        if peer.protocol != Protocol::Udp.number()
+            || is_live(store, &peer)
+            || !has_frontend(store, &peer)
+        {
             continue;
         }
         match redial(cookie, &peer) {
@@ -58,7 +61,7 @@ pub fn pass(store: &BpfStore) -> Redialled {
     result
 }
 
-fn is_live(store: &BpfStore, peer: &UdpPeer) -> bool {
+fn is_live(store: &BpfStore, peer: &SocketFlow) -> bool {
     peer.backend_id != 0
         && store.backend(peer.backend_id).is_some_and(|backend| {
             backend.service == peer.service
@@ -68,7 +71,7 @@ fn is_live(store: &BpfStore, peer: &UdpPeer) -> bool {
 }
 
 /// A Service that was deleted has no better place for the socket (kube-proxy: C1).
-fn has_frontend(store: &BpfStore, peer: &UdpPeer) -> bool {
+fn has_frontend(store: &BpfStore, peer: &SocketFlow) -> bool {
     store
         .frontend(&FrontendKey {
             addr: peer.frontend.addr,
@@ -93,7 +96,7 @@ enum RedialError {
     Connect(Errno),
 }
 
-fn redial(cookie: u64, peer: &UdpPeer) -> Result<Outcome, RedialError> {
+fn redial(cookie: u64, peer: &SocketFlow) -> Result<Outcome, RedialError> {
     let socket = find(cookie, peer.tgid).ok_or(RedialError::NotFound)?;
     let park = SockAddr::parked(&peer.frontend.addr);
     match connect(&socket, peer.frontend.socket_addr()) {
@@ -146,7 +149,11 @@ fn find(cookie: u64, tgid: u32) -> Option<OwnedFd> {
 }
 
 fn find_in_process(cookie: u64, pid: u32) -> Option<OwnedFd> {
-    let pidfd = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+    let pidfd = pidfd_open(
+        Pid::from_raw(i32::try_from(pid).ok()?)?,
+        PidfdFlags::empty(),
+    )
+    .ok()?;
     fs::read_dir(format!("/proc/{pid}/fd"))
         .ok()?
         .flatten()

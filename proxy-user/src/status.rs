@@ -7,9 +7,7 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use proxy_common::abi::{
-    ABI_VERSION, Counter, Empty, FrontendKind, Protocol, SockAddr,
-};
+use proxy_common::abi::{ABI_VERSION, Counter, Empty, FrontendKind, Protocol, SockAddr};
 use serde::Serialize;
 
 use crate::maps::{Capacity, Observed};
@@ -99,8 +97,7 @@ impl Status {
                     port: u16::from_be(key.port_be),
                     protocol: Protocol::from_number(key.protocol)
                         .map_or_else(|| key.protocol.to_string(), |p| p.name().to_owned()),
-                    kind: FrontendKind::from_number(frontend.kind)
-                        .map_or("?", FrontendKind::name),
+                    kind: FrontendKind::from_number(frontend.kind).map_or("?", FrontendKind::name),
                     service: observed
                         .names
                         .get(&frontend.service)
@@ -114,8 +111,12 @@ impl Status {
             })
             .collect();
         frontends.sort_by(|a, b| {
-            (&a.service, a.address, a.port, &a.protocol)
-                .cmp(&(&b.service, b.address, b.port, &b.protocol))
+            (&a.service, a.address, a.port, &a.protocol).cmp(&(
+                &b.service,
+                b.address,
+                b.port,
+                &b.protocol,
+            ))
         });
         let slots = observed.slots.values().map(Vec::len).sum();
         Self {
@@ -123,9 +124,15 @@ impl Status {
             programs,
             frontends,
             maps: BTreeMap::from([
-                ("frontends", map_use(observed.frontends.len(), capacity.frontends)),
+                (
+                    "frontends",
+                    map_use(observed.frontends.len(), capacity.frontends),
+                ),
                 ("services", map_use(observed.names.len(), capacity.services)),
-                ("backends", map_use(observed.backends.len(), capacity.backends)),
+                (
+                    "backends",
+                    map_use(observed.backends.len(), capacity.backends),
+                ),
                 ("slots", map_use(slots, capacity.slots)),
             ]),
             counters: counters

@@ -18,8 +18,8 @@ pub struct Syncer<S> {
     store: S,
     /// Services whose last plan was not carried out whole.
     retry: BTreeSet<ObjectName>,
-    /// Refusals already said.
-    refused: BTreeSet<String>,
+    /// What is wrong since an earlier sync, and has been said.
+    said: BTreeSet<String>,
     synced: bool,
 }
 
@@ -43,7 +43,7 @@ impl<S: MapStore> Syncer<S> {
             planner,
             store,
             retry: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            said: BTreeSet::new(),
             synced: false,
         }
     }
@@ -108,21 +108,31 @@ impl<S: MapStore> Syncer<S> {
         }
     }
 
+    /// What failed is tried again later, and said once.
     fn remember_failures(&mut self, refused: &[Refused], report: &Report) {
-        for refusal in refused {
-            self.retry.insert(refusal.key.service.clone());
-            let text = refusal.key.to_string();
-            if self.refused.insert(text) {
-                log::error!("{refusal}");
+        let refusals = refused.iter().map(|refusal| {
+            (
+                &refusal.key.service,
+                refusal.key.to_string(),
+                refusal.to_string(),
+            )
+        });
+        let failures = report.failed.iter().map(|failed| {
+            (
+                &failed.key.service,
+                failed.key.to_string(),
+                failed.to_string(),
+            )
+        });
+        let mut wrong = BTreeSet::new();
+        for (service, key, text) in refusals.chain(failures) {
+            self.retry.insert(service.clone());
+            if !self.said.contains(&key) {
+                log::error!("{text}");
             }
+            wrong.insert(key);
         }
-        if refused.is_empty() {
-            self.refused.clear();
-        }
-        for failed in &report.failed {
-            self.retry.insert(failed.key.service.clone());
-            log::error!("{failed}");
-        }
+        self.said = wrong;
     }
 
     /// The epoch to wait for, if something was freed.
@@ -135,7 +145,10 @@ impl<S: MapStore> Syncer<S> {
         let plan = self.planner.passed(epoch);
         let udp_moved = udp_moved(&plan);
         let report = execute(&mut self.planner, plan, &mut self.store);
-        self.remember_failures(&[], &report);
+        for failed in &report.failed {
+            self.retry.insert(failed.key.service.clone());
+            log::error!("{failed}");
+        }
         let mut outcome = if self.retry.is_empty() {
             Outcome::default()
         } else {

@@ -8,11 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{
-    Agent, EndpointSlice, ManifestDir, Pod, Service, Source, World,
-    probe::Proto,
-    wait,
-};
+use crate::{Agent, EndpointSlice, ManifestDir, Pod, Service, Source, World, probe::Proto, wait};
 
 /// The port backends listen on.
 pub const TARGET: u16 = 8080;
@@ -59,7 +55,11 @@ impl Stage {
     /// all backends.
     pub fn usual() -> Result<Self> {
         Self::new(|world, manifests| {
-            manifests.service(&Service::new("web", [VIP4, VIP6]).tcp("http", 80).udp("dns", 53))?;
+            manifests.service(
+                &Service::new("web", [VIP4, VIP6])
+                    .tcp("http", 80)
+                    .udp("dns", 53),
+            )?;
             web_slices(world, manifests, &BACKENDS)
         })
     }
@@ -72,7 +72,10 @@ impl Stage {
     pub fn set_backends(&self, names: &[&str]) -> Result<()> {
         web_slices(&self.world, &self.manifests, names)?;
         let wanted: Vec<String> = {
-            let mut ips: Vec<IpAddr> = names.iter().map(|name| self.world.pod(name).ip4()).collect();
+            let mut ips: Vec<IpAddr> = names
+                .iter()
+                .map(|name| self.world.pod(name).ip4())
+                .collect();
             ips.sort();
             ips.iter().map(ToString::to_string).collect()
         };
@@ -141,8 +144,12 @@ pub fn serve(pod: &Pod, port: u16) -> Result<()> {
 
 /// The two slices of the Service `web`, ports `http` and `dns`.
 pub fn web_slices(world: &World, manifests: &ManifestDir, backends: &[&str]) -> Result<()> {
-    let mut v4 = EndpointSlice::v4("web", "web-4").tcp("http", TARGET).udp("dns", TARGET);
-    let mut v6 = EndpointSlice::v6("web", "web-6").tcp("http", TARGET).udp("dns", TARGET);
+    let mut v4 = EndpointSlice::v4("web", "web-4")
+        .tcp("http", TARGET)
+        .udp("dns", TARGET);
+    let mut v6 = EndpointSlice::v6("web", "web-6")
+        .tcp("http", TARGET)
+        .udp("dns", TARGET);
     for name in backends {
         v4 = v4.ready(world.pod(name).ip4(), "node-a");
         v6 = v6.ready(world.pod(name).ip6(), "node-a");

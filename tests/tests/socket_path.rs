@@ -17,7 +17,10 @@ fn a_cluster_ip_reaches_every_backend_in_both_families_and_by_mapped_address() -
     }
     for to in [at(VIP4, 53), at(VIP6, 53), mapped(VIP4, 53)] {
         answered_by(&stage.client().probe().udp_many(to, 60)?, &BACKENDS)?;
-        answered_by(&stage.client().probe().udp_connected_many(to, 60)?, &BACKENDS)?;
+        answered_by(
+            &stage.client().probe().udp_connected_many(to, 60)?,
+            &BACKENDS,
+        )?;
     }
     Ok(())
 }
@@ -39,7 +42,11 @@ fn the_application_sees_the_address_it_dialled() -> Result<()> {
     let probe = stage.client().probe();
     for vip in [at(VIP4, 80), at(VIP6, 80), mapped(VIP4, 80)] {
         let connection = probe.connect(vip)?;
-        ensure!(connection.peer == vip, "TCP: {} is not {vip}", connection.peer);
+        ensure!(
+            connection.peer == vip,
+            "TCP: {} is not {vip}",
+            connection.peer
+        );
     }
     for vip in [at(VIP4, 53), at(VIP6, 53), mapped(VIP4, 53)] {
         let socket = probe.udp_connected(vip)?;
@@ -139,7 +146,10 @@ fn a_named_target_port_may_differ_from_endpoint_to_endpoint() -> Result<()> {
         )
     })?;
     let probe = stage.client().probe();
-    answered_by(&probe.connect_many(at(VIP4, 80), 40)?, &["backend-1", "backend-2"])?;
+    answered_by(
+        &probe.connect_many(at(VIP4, 80), 40)?,
+        &["backend-1", "backend-2"],
+    )?;
     // Joined by the port's name: only one slice has it.
     answered_by(&probe.connect_many(at(VIP4, 81), 10)?, &["backend-2"])
 }
@@ -147,7 +157,11 @@ fn a_named_target_port_may_differ_from_endpoint_to_endpoint() -> Result<()> {
 #[test]
 fn one_port_number_with_two_protocols_is_two_services() -> Result<()> {
     let stage = Stage::new(|world, manifests| {
-        manifests.service(&Service::new("dns", [VIP4]).tcp("dns-tcp", 53).udp("dns", 53))?;
+        manifests.service(
+            &Service::new("dns", [VIP4])
+                .tcp("dns-tcp", 53)
+                .udp("dns", 53),
+        )?;
         manifests.slice(
             &EndpointSlice::v4("dns", "dns-tcp")
                 .tcp("dns-tcp", TARGET)
@@ -168,7 +182,11 @@ fn one_port_number_with_two_protocols_is_two_services() -> Result<()> {
 fn headless_external_name_and_foreign_services_are_ignored() -> Result<()> {
     let stage = Stage::new(|world, manifests| {
         manifests.write("ignored.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: headless}\nspec: {clusterIP: None, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: elsewhere}\nspec: {type: ExternalName, externalName: example.org, clusterIP: 10.96.0.30, clusterIPs: [10.96.0.30], ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: foreign, labels: {service.kubernetes.io/service-proxy-name: other}}\nspec: {clusterIP: 10.96.0.31, clusterIPs: [10.96.0.31], ports: [{port: 80}]}\n")?;
-        manifests.service(&Service::new("web", [VIP4, VIP6]).tcp("http", 80).udp("dns", 53))?;
+        manifests.service(
+            &Service::new("web", [VIP4, VIP6])
+                .tcp("http", 80)
+                .udp("dns", 53),
+        )?;
         tests::stage::web_slices(world, manifests, &BACKENDS)
     })?;
     let status = stage.agent.status()?;
@@ -230,9 +248,8 @@ fn one_unconnected_socket_talks_to_many_services_and_pods() -> Result<()> {
     let stage = Stage::new(|world, manifests| {
         for (index, name) in BACKENDS.iter().enumerate() {
             let service = format!("svc-{index}");
-            manifests.service(
-                &Service::new(&service, [format!("10.96.1.{index}")]).udp("dns", 53),
-            )?;
+            manifests
+                .service(&Service::new(&service, [format!("10.96.1.{index}")]).udp("dns", 53))?;
             manifests.slice(
                 &EndpointSlice::v4(&service, &format!("{service}-a"))
                     .udp("dns", TARGET)

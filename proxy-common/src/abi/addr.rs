@@ -6,6 +6,10 @@ use super::layout::abi_struct;
 /// needs no case of its own: on the wire it *is* IPv4.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Hash)]
+#[expect(
+    clippy::derived_hash_with_manual_eq,
+    reason = "the written-out comparison below is the one that would be derived"
+)]
 pub struct Addr {
     /// As they lie in memory: `words[0]` is the first four bytes of the address.
     pub words: [u32; 4],
@@ -196,7 +200,10 @@ mod tests {
     #[test]
     fn sockets_are_parked_on_the_loopback_of_their_family() {
         let park = |ip: &str| SockAddr::parked(&Addr::from(ip.parse::<IpAddr>().unwrap()));
-        assert_eq!(park("10.0.0.1").socket_addr(), "127.0.0.1:1".parse().unwrap());
+        assert_eq!(
+            park("10.0.0.1").socket_addr(),
+            "127.0.0.1:1".parse().unwrap()
+        );
         assert_eq!(park("fd00::1").socket_addr(), "[::1]:0".parse().unwrap());
     }
 

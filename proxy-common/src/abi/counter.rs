@@ -50,7 +50,7 @@ counters! {
     PeernameReversed = "peername_reversed",
     /// A socket that was parked because its Service lost its last endpoint.
     SocketParked = "socket_parked",
-    /// A translated socket that could not be remembered (no memory): it sees the backend's address.
+    /// A translated socket that could not be remembered (no room): it sees the backend's address.
     SocketNotRemembered = "socket_not_remembered",
     /// A frontend whose service or backend does not exist. Never happens; the maps are damaged.
     TableDamaged = "table_damaged",

@@ -17,9 +17,7 @@ pub use counter::Counter;
 pub use name::ServiceName;
 pub use protocol::Protocol;
 pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, ServiceWord};
-pub use socket::{
-    SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey, UdpPeer,
-};
+pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
 
 /// Version of the map layout; names the directory of pins.
 pub const ABI_VERSION: u32 = 1;
@@ -33,7 +31,6 @@ pub mod map {
     pub const BACKENDS: &str = "KP_BACKENDS";
     pub const NAMES: &str = "KP_NAMES";
     pub const SOCKETS: &str = "KP_SOCKETS";
-    pub const UDP_PEERS: &str = "KP_UDP_PEERS";
     pub const UDP_FLOWS: &str = "KP_UDP_FLOWS";
     pub const UDP_REVERSE: &str = "KP_UDP_REVERSE";
     pub const COUNTERS: &str = "KP_COUNTERS";
@@ -45,7 +42,6 @@ pub mod map {
         BACKENDS,
         NAMES,
         SOCKETS,
-        UDP_PEERS,
         UDP_FLOWS,
         UDP_REVERSE,
         COUNTERS,

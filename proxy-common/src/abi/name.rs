@@ -22,7 +22,9 @@ impl ServiceName {
     /// `None` if the text is too long to be a Service port's name.
     pub fn new(text: &str, protocol: u8, family: u8, scope: u8) -> Option<Self> {
         let mut bytes = [0u8; 144];
-        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        bytes
+            .get_mut(..text.len())?
+            .copy_from_slice(text.as_bytes());
         Some(Self {
             text: bytes,
             length: u8::try_from(text.len()).ok()?,

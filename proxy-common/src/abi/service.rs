@@ -101,7 +101,10 @@ impl ServiceWord {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are the field")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low 32 bits are the field"
+    )]
     pub const fn first_slot(self) -> u32 {
         self.0 as u32
     }

@@ -3,33 +3,26 @@
 use super::{addr::SockAddr, layout::abi_struct};
 
 abi_struct! {
-    /// Value of the map SOCKETS (socket storage: it lives and dies with the socket) for a socket
-    /// connected through a frontend.
+    /// Key of the map SOCKETS: a connected socket, by the cookie the kernel gives it for life.
+    pub struct SocketCookie {
+        pub cookie: u64,
+    }
+
+    /// Value of the map SOCKETS, for a socket connected through a frontend.
     pub struct SocketFlow {
         /// What the application dialled.
         pub frontend: SockAddr,
         /// What it is connected to. If the kernel's peer is another address, the entry is stale.
         pub backend: SockAddr,
-        pub backend_id: u32,
-        pub service: u32,
-    }
-
-    /// Key of the map UDP_PEERS: a connected UDP socket, by its cookie.
-    pub struct SocketCookie {
-        pub cookie: u64,
-    }
-
-    /// Value of the map UDP_PEERS: enough to find the socket again and dial for it when its backend
-    /// goes away.
-    pub struct UdpPeer {
-        pub frontend: SockAddr,
-        /// What it is connected to.
-        pub backend: SockAddr,
         /// 0 while parked.
         pub backend_id: u32,
         pub service: u32,
-        /// Process that connected it, in the initial pid namespace.
+        /// UDP only: the process that connected it, in the initial pid namespace.
         pub tgid: u32,
+        /// IANA protocol number.
+        pub protocol: u8,
+        /// Always 0.
+        pub zero: [u8; 3],
     }
 
     /// Key of the maps UDP_FLOWS (address: what an unconnected socket sends to) and UDP_REVERSE

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 
 use super::{lookup::Tables, socket::Socket};
 use crate::abi::{
-    Backend, Counter, Frontend, FrontendKey, ServiceWord, SockAddr, SocketFlow, UdpFlow,
-    UdpFlowKey, UdpPeer,
+    Backend, Counter, Frontend, FrontendKey, ServiceWord, SockAddr, SocketFlow, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.
@@ -17,7 +16,6 @@ pub struct Maps {
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
     pub flows: RefCell<HashMap<u64, SocketFlow>>,
-    pub udp_peers: RefCell<HashMap<u64, UdpPeer>>,
     pub udp_flows: RefCell<HashMap<UdpFlowKey, UdpFlow>>,
     pub udp_reverse: RefCell<HashMap<UdpFlowKey, SockAddr>>,
     pub counters: RefCell<HashMap<u32, u64>>,
@@ -108,19 +106,6 @@ impl Socket for FakeSocket<'_> {
 
     fn forget_flow(&self) {
         self.maps.flows.borrow_mut().remove(&self.cookie);
-    }
-
-    fn udp_peer(&self, cookie: u64) -> Option<UdpPeer> {
-        self.maps.udp_peers.borrow().get(&cookie).copied()
-    }
-
-    fn set_udp_peer(&self, cookie: u64, peer: &UdpPeer) -> bool {
-        self.maps.udp_peers.borrow_mut().insert(cookie, *peer);
-        true
-    }
-
-    fn forget_udp_peer(&self, cookie: u64) {
-        self.maps.udp_peers.borrow_mut().remove(&cookie);
     }
 
     fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow> {

@@ -19,7 +19,11 @@ use crate::{
 /// The programs it attaches stay when it stops, so traffic never depends on it; `cleanup` takes them
 /// away.
 #[derive(Debug, Parser)]
-#[command(name = "kube-portal", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there")]
+#[command(
+    name = "kube-portal",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there"
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

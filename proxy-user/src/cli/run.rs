@@ -35,7 +35,11 @@ pub(super) struct RunArgs {
     /// Room for this many backends, each Service port counted.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     max_backends: u32,
-    /// Room for this many UDP flows of sockets; the least recently used go first.
+    /// Room for this many connected sockets. One more is translated all the same, but sees its
+    /// backend's address as its peer.
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    max_sockets: u32,
+    /// Room for this many UDP flows of unconnected sockets; the least recently used go first.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     max_udp_flows: u32,
 }
@@ -71,6 +75,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             frontends: args.max_frontends,
             services: args.max_services,
             backends: args.max_backends,
+            sockets: args.max_sockets,
             udp_flows: args.max_udp_flows,
         },
     };

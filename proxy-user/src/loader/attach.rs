@@ -1,6 +1,10 @@
 //! Loads the kernel object, with maps found or made at their pins, and attaches the programs.
 
-use std::{fs::File, os::fd::OwnedFd, path::{Path, PathBuf}};
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -47,6 +51,7 @@ pub struct Sizes {
     pub frontends: u32,
     pub services: u32,
     pub backends: u32,
+    pub sockets: u32,
     pub udp_flows: u32,
 }
 
@@ -64,9 +69,9 @@ impl Sizes {
             + u64::from(self.services) * 8
             + u64::from(self.backends) * 24
             + u64::from(self.slots()) * 8
+            + hash(self.sockets, 64)
             + hash(self.udp_flows, 48)
             + hash(self.udp_flows, 56)
-            + hash(self.udp_flows, 64)
     }
 }
 
@@ -104,7 +109,7 @@ pub fn load(
         .map_max_entries(map::NAMES, sizes.services)
         .map_max_entries(map::BACKENDS, sizes.backends)
         .map_max_entries(map::SLOTS, sizes.slots())
-        .map_max_entries(map::UDP_PEERS, sizes.udp_flows)
+        .map_max_entries(map::SOCKETS, sizes.sockets)
         .map_max_entries(map::UDP_FLOWS, sizes.udp_flows)
         .map_max_entries(map::UDP_REVERSE, sizes.udp_flows);
     for name in map::ALL {
@@ -112,12 +117,12 @@ pub fn load(
     }
     let mut ebpf = loader.load(OBJECT)?;
     for (name, program) in ebpf.programs_mut() {
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
-                log::error!("{name}: not a program of ours: {:?}", other.prog_type());
-            }),
+        let loaded = if let Program::CgroupSockAddr(program) = program {
+            program.load()
+        } else if let Program::CgroupSock(program) = program {
+            program.load()
+        } else {
+            Err(ProgramError::UnexpectedProgramType)
         };
         loaded.map_err(|error| LoadError::Program {
             program: name.to_owned(),
@@ -125,9 +130,9 @@ pub fn load(
         })?;
     }
     let store = BpfStore::open(|name| match ebpf.take_map(name) {
-        Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => {
-            Ok(data)
-        }
+        Some(
+            Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data),
+        ) => Ok(data),
         _ => Err(OpenError::Missing { map: name }),
     })?;
     Ok((
@@ -150,32 +155,32 @@ impl Loaded {
         })?;
         let mut attached = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
-            let error = |error: &dyn std::error::Error| LoadError::Attach {
+            let link = link(program, &directory).map_err(|error| LoadError::Attach {
                 program: name.to_owned(),
                 cgroup: cgroup.to_owned(),
-                reason: reason(error),
-            };
-            // A link takes no flags: it always allows others beside it (cgroup_bpf_link_attach in
-            // kernel/bpf/cgroup.c).
-            const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-            let link: FdLink = match program {
-                Program::CgroupSockAddr(program) => {
-                    let id = program.attach(&directory, MODE).map_err(|e| error(&e))?;
-                    let link = program.take_link(id).map_err(|e| error(&e))?;
-                    link.try_into().map_err(|e| error(&e))?
-                }
-                Program::CgroupSock(program) => {
-                    let id = program.attach(&directory, MODE).map_err(|e| error(&e))?;
-                    let link = program.take_link(id).map_err(|e| error(&e))?;
-                    link.try_into().map_err(|e| error(&e))?
-                }
-                _ => continue,
-            };
+                reason: reason(error.as_ref()),
+            })?;
             self.pins.replace_link(name, link)?;
             attached.push(name.to_owned());
         }
         attached.sort();
         Ok(attached)
+    }
+}
+
+/// A link takes no flags: it always allows others beside it (cgroup_bpf_link_attach in
+/// kernel/bpf/cgroup.c).
+const NO_FLAGS: CgroupAttachMode = CgroupAttachMode::Single;
+
+fn link(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::error::Error>> {
+    if let Program::CgroupSockAddr(program) = program {
+        let id = program.attach(cgroup, NO_FLAGS)?;
+        Ok(program.take_link(id)?.try_into()?)
+    } else if let Program::CgroupSock(program) = program {
+        let id = program.attach(cgroup, NO_FLAGS)?;
+        Ok(program.take_link(id)?.try_into()?)
+    } else {
+        Err(ProgramError::UnexpectedProgramType.into())
     }
 }
 

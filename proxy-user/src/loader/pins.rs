@@ -19,11 +19,15 @@ use crate::maps::bpf::{BpfStore, OpenError};
 pub enum PinError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: another kube-portal is running on these pins; stop it first, or give this one its own --bpffs-root")]
+    #[error(
+        "{path}: another kube-portal is running on these pins; stop it first, or give this one its own --bpffs-root"
+    )]
     Busy { path: PathBuf },
     #[error("{path}: {reason}")]
     Bpf { path: PathBuf, reason: String },
-    #[error("nothing of kube-portal is pinned in {path}: the agent has not run there yet, or --bpffs-root names another place")]
+    #[error(
+        "nothing of kube-portal is pinned in {path}: the agent has not run there yet, or --bpffs-root names another place"
+    )]
     Nothing { path: PathBuf },
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -104,7 +108,8 @@ impl Pins {
             });
         }
         Ok(BpfStore::open(|name| {
-            MapData::from_pin(self.map(name)).map_err(|source| OpenError::Open { map: name, source })
+            MapData::from_pin(self.map(name))
+                .map_err(|source| OpenError::Open { map: name, source })
         })?)
     }
 

@@ -12,15 +12,23 @@ const BPFFS_MAGIC: i64 = 0xcafe_4a11;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
-    #[error("not root: loading programs needs CAP_BPF and CAP_NET_ADMIN; run it with sudo, or as a privileged container")]
+    #[error(
+        "not root: loading programs needs CAP_BPF and CAP_NET_ADMIN; run it with sudo, or as a privileged container"
+    )]
     NotRoot,
-    #[error("Linux {release} is too old: 5.10 is the oldest kernel with everything kube-portal uses; update the kernel")]
+    #[error(
+        "Linux {release} is too old: 5.10 is the oldest kernel with everything kube-portal uses; update the kernel"
+    )]
     KernelTooOld { release: String },
-    #[error("no cgroup v2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`, or name one with --cgroup-root")]
+    #[error(
+        "no cgroup v2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`, or name one with --cgroup-root"
+    )]
     NoCgroup2,
     #[error("--cgroup-root {path}: {reason}; name a directory of a mounted cgroup v2 hierarchy")]
     BadCgroupRoot { path: PathBuf, reason: String },
-    #[error("--bpffs-root {path}: {reason}; mount one with `mount -t bpf bpf {path}`, or name another directory")]
+    #[error(
+        "--bpffs-root {path}: {reason}; mount one with `mount -t bpf bpf {path}`, or name another directory"
+    )]
     BadBpffsRoot { path: PathBuf, reason: String },
 }
 
@@ -117,8 +125,13 @@ mod tests {
     #[test]
     fn a_folder_that_is_no_cgroup_is_named() {
         let error = check_cgroup(Path::new("/proc")).unwrap_err().to_string();
-        assert!(error.contains("/proc") && error.contains("cgroup v2"), "{error}");
-        let error = check_bpffs(Path::new("/nonexistent")).unwrap_err().to_string();
+        assert!(
+            error.contains("/proc") && error.contains("cgroup v2"),
+            "{error}"
+        );
+        let error = check_bpffs(Path::new("/nonexistent"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/nonexistent"), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
 use proxy_common::abi::{
-    Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, UdpPeer, map,
+    Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SocketFlow, map,
 };
 
 use super::{
@@ -24,7 +24,7 @@ pub struct BpfStore {
     services: SharedArray,
     slots: SharedArray,
     backends: SharedArray,
-    udp_peers: BpfHashMap<MapData, u64, Bytes<{ UdpPeer::SIZE }>>,
+    sockets: BpfHashMap<MapData, u64, Bytes<{ SocketFlow::SIZE }>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -39,10 +39,7 @@ impl fmt::Debug for BpfStore {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("the map {map} can't be opened: {source}")]
-    Open {
-        map: &'static str,
-        source: MapError,
-    },
+    Open { map: &'static str, source: MapError },
     #[error("the map {map} is missing in the kernel object")]
     Missing { map: &'static str },
     #[error(transparent)]
@@ -78,9 +75,9 @@ impl BpfStore {
             services: SharedArray::new(map::SERVICES, open(map::SERVICES)?)?,
             slots: SharedArray::new(map::SLOTS, open(map::SLOTS)?)?,
             backends: SharedArray::new(map::BACKENDS, open(map::BACKENDS)?)?,
-            udp_peers: typed(
-                map::UDP_PEERS,
-                BpfHashMap::try_from(Map::LruHashMap(open(map::UDP_PEERS)?)),
+            sockets: typed(
+                map::SOCKETS,
+                BpfHashMap::try_from(Map::HashMap(open(map::SOCKETS)?)),
             )?,
             counters: typed(
                 map::COUNTERS,
@@ -89,13 +86,13 @@ impl BpfStore {
         })
     }
 
-    /// Connected UDP sockets by cookie.
-    pub fn udp_peers(&self) -> impl Iterator<Item = (u64, UdpPeer)> {
+    /// Connected sockets by cookie.
+    pub fn sockets(&self) -> impl Iterator<Item = (u64, SocketFlow)> {
         // An entry that goes away during the walk ends nothing: the next walk sees the rest.
-        self.udp_peers
+        self.sockets
             .iter()
             .flatten()
-            .map(|(cookie, bytes)| (cookie, UdpPeer::from_bytes(bytes)))
+            .map(|(cookie, bytes)| (cookie, SocketFlow::from_bytes(bytes)))
     }
 
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
@@ -118,16 +115,23 @@ fn in_range<T>(array: &SharedArray, index: u32, result: Option<T>) -> Result<T, 
     })
 }
 
-fn map_error(map: &'static str, capacity: u32, flag: &'static str) -> impl Fn(MapError) -> StoreError {
-    move |source| match &source {
-        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(E2BIG) => {
+fn map_error(
+    map: &'static str,
+    capacity: u32,
+    flag: &'static str,
+) -> impl Fn(MapError) -> StoreError {
+    move |source| {
+        let no_room = matches!(&source, MapError::SyscallError(error)
+            if error.io_error.raw_os_error() == Some(E2BIG));
+        if no_room {
             StoreError::Full {
                 map,
                 capacity,
                 flag,
             }
+        } else {
+            StoreError::Map { map, source }
         }
-        _ => StoreError::Map { map, source },
     }
 }
 
@@ -265,13 +269,13 @@ impl MapStore for BpfStore {
         Counter::ALL
             .iter()
             .map(|counter| {
-                let values = self
-                    .counters
-                    .get(&counter.index(), 0)
-                    .map_err(|source| StoreError::Map {
-                        map: map::COUNTERS,
-                        source,
-                    })?;
+                let values =
+                    self.counters
+                        .get(&counter.index(), 0)
+                        .map_err(|source| StoreError::Map {
+                            map: map::COUNTERS,
+                            source,
+                        })?;
                 Ok((*counter, values.iter().sum()))
             })
             .collect()

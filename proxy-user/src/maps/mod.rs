@@ -17,7 +17,9 @@ pub use shared_array::SharedArrayError;
 /// A map refused a write or couldn't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the map {map} has no room for another entry (capacity {capacity}): give the agent a larger {flag}")]
+    #[error(
+        "the map {map} has no room for another entry (capacity {capacity}): give the agent a larger {flag}"
+    )]
     Full {
         map: &'static str,
         capacity: u32,

@@ -66,7 +66,11 @@ impl SharedArray {
     fn at(&self, index: u32, offset: usize, size: usize) -> Option<*mut u8> {
         (index < self.capacity && offset + size <= self.stride).then(|| {
             // SAFETY: the assertion above keeps the result inside the mapping.
-            unsafe { self.memory.as_mut_ptr().add(index as usize * self.stride + offset) }
+            unsafe {
+                self.memory
+                    .as_mut_ptr()
+                    .add(index as usize * self.stride + offset)
+            }
         })
     }
 

@@ -41,7 +41,11 @@ pub enum Topology {
     SameNode,
 }
 
-pub fn categorize<E: Borrow<Endpoint>>(endpoints: &[E], policies: &Policies, node: &Node) -> Choice {
+pub fn categorize<E: Borrow<Endpoint>>(
+    endpoints: &[E],
+    policies: &Policies,
+    node: &Node,
+) -> Choice {
     let external_local =
         policies.externally_accessible && policies.external == TrafficPolicy::Local;
     let uses_local = policies.internal == TrafficPolicy::Local || external_local;

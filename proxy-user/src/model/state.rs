@@ -61,7 +61,10 @@ enum List {
     #[default]
     Never,
     /// What the list has named so far, and whether an earlier list was complete.
-    Running { seen: HashSet<ObjectName>, before: bool },
+    Running {
+        seen: HashSet<ObjectName>,
+        before: bool,
+    },
     Complete,
 }
 
@@ -257,8 +260,12 @@ impl Model {
             return Vec::new();
         };
         let (snapshots, notes) = snapshots(name, entry, &self.claims, &self.node);
-        self.notes
-            .extend(notes.iter().filter(|note| !entry.notes.contains(note)).cloned());
+        self.notes.extend(
+            notes
+                .iter()
+                .filter(|note| !entry.notes.contains(note))
+                .cloned(),
+        );
         entry.notes = notes;
         snapshots
     }
@@ -412,7 +419,11 @@ fn port_snapshots(
                 scope,
             },
             frontends,
-            empty: if choice.has_any { Empty::Drop } else { Empty::Refuse },
+            empty: if choice.has_any {
+                Empty::Drop
+            } else {
+                Empty::Refuse
+            },
             chosen,
             kept,
         }

@@ -10,8 +10,7 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceName, ServiceWord, SockAddr,
-    map,
+    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceName, ServiceWord, SockAddr, map,
 };
 
 use super::{
@@ -125,7 +124,11 @@ impl Planner {
                 _ => planner.stray_service(id),
             }
         }
-        for id in observed.words.keys().filter(|id| !observed.names.contains_key(id)) {
+        for id in observed
+            .words
+            .keys()
+            .filter(|id| !observed.names.contains_key(id))
+        {
             planner.stray_service(*id);
         }
         for (&id, backend) in &observed.backends {
@@ -307,8 +310,12 @@ impl Planner {
             });
         }
 
-        let wanted: BTreeSet<SocketAddr> =
-            snapshot.chosen.iter().chain(&snapshot.kept).copied().collect();
+        let wanted: BTreeSet<SocketAddr> = snapshot
+            .chosen
+            .iter()
+            .chain(&snapshot.kept)
+            .copied()
+            .collect();
         let missing: Vec<SocketAddr> = wanted
             .iter()
             .filter(|address| !known.is_some_and(|port| port.backends.contains_key(address)))
@@ -335,8 +342,7 @@ impl Planner {
         let unchanged = self.ports.get(&key).is_some_and(|port| {
             port.slots == slots
                 && (port.word.count() as usize == slots.len())
-                && (!slots.is_empty()
-                    || port.word == ServiceWord::without_backends(snapshot.empty))
+                && (!slots.is_empty() || port.word == ServiceWord::without_backends(snapshot.empty))
         });
         let run = if unchanged || slots.is_empty() {
             None
@@ -382,10 +388,11 @@ impl Planner {
             });
         }
         // A switch that changes nothing is still due when backends fall out of use: it dates them.
-        let falls_out = self
-            .ports
-            .get(&key)
-            .is_some_and(|port| port.backends.keys().any(|address| !wanted.contains(address)));
+        let falls_out = self.ports.get(&key).is_some_and(|port| {
+            port.backends
+                .keys()
+                .any(|address| !wanted.contains(address))
+        });
         let word = match (run, slots.len()) {
             (Some(run), count) => {
                 push(Step::WriteSlots {
@@ -455,7 +462,11 @@ impl Planner {
             return;
         };
         for address in port.frontends.iter().filter(|a| !taken.contains(a)) {
-            if self.frontends.get(address).is_some_and(|(id, _)| *id == port.id) {
+            if self
+                .frontends
+                .get(address)
+                .is_some_and(|(id, _)| *id == port.id)
+            {
                 plan.steps.push(Planned {
                     port: Arc::clone(key),
                     step: Step::RemoveFrontend {
@@ -499,7 +510,10 @@ impl Planner {
             }
             Step::WriteSlots { .. } => {}
             Step::Switch { word, .. } => self.switched(plan, key, *word),
-            Step::PutFrontend { key: address, frontend } => {
+            Step::PutFrontend {
+                key: address,
+                frontend,
+            } => {
                 if let (Some(address), Some(kind), Some(port)) = (
                     frontend_address(address),
                     FrontendKind::from_number(frontend.kind),
@@ -602,9 +616,14 @@ impl Planner {
             let Some(port) = self.ports.get(&key) else {
                 continue;
             };
-            let named = |address| self.frontends.get(address).is_some_and(|(id, _)| *id == port.id);
+            let named = |address| {
+                self.frontends
+                    .get(address)
+                    .is_some_and(|(id, _)| *id == port.id)
+            };
             // A frontend that could not be removed keeps what it names.
-            let gone = port.disused.is_some_and(|at| at <= epoch) && !port.frontends.iter().any(named);
+            let gone =
+                port.disused.is_some_and(|at| at <= epoch) && !port.frontends.iter().any(named);
             let mut push = |step| {
                 plan.steps.push(Planned {
                     port: Arc::clone(&key),

@@ -7,15 +7,36 @@ use proxy_common::abi::{Backend, Frontend, FrontendKey, Protocol, ServiceName, S
 /// One idempotent write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    PutName { service: u32, name: ServiceName },
-    WriteBackend { id: u32, backend: Backend },
-    WriteSlots { first: u32, backend_ids: Vec<u32> },
+    PutName {
+        service: u32,
+        name: ServiceName,
+    },
+    WriteBackend {
+        id: u32,
+        backend: Backend,
+    },
+    WriteSlots {
+        first: u32,
+        backend_ids: Vec<u32>,
+    },
     /// The atomic moment: from here on readers see the new backends.
-    Switch { service: u32, word: ServiceWord },
-    PutFrontend { key: FrontendKey, frontend: Frontend },
-    RemoveFrontend { key: FrontendKey },
-    ClearBackend { id: u32 },
-    RemoveName { service: u32 },
+    Switch {
+        service: u32,
+        word: ServiceWord,
+    },
+    PutFrontend {
+        key: FrontendKey,
+        frontend: Frontend,
+    },
+    RemoveFrontend {
+        key: FrontendKey,
+    },
+    ClearBackend {
+        id: u32,
+    },
+    RemoveName {
+        service: u32,
+    },
 }
 
 /// Where in a plan a step belongs: referents first, deletes last and in reverse.

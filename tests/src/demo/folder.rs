@@ -2,21 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
+use super::ask::Target;
 use crate::probe::Proto;
-
-/// An address to dial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Target {
-    pub(super) proto: Proto,
-    pub(super) to: SocketAddr,
-}
 
 /// Changes whenever a file of the folder does.
 pub(super) type Stamp = BTreeMap<PathBuf, (Option<SystemTime>, u64)>;

@@ -1,6 +1,7 @@
 //! The demonstration: two nodes on one machine, a folder of ordinary YAML, and requests that go
 //! where it says, also after it was edited.
 
+mod ask;
 mod folder;
 mod paint;
 mod scene;

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::ask::{Target, ask};
 use super::paint;
 use super::scene::{BACKENDS, CLIENTS, ECHO, ECHO_PORT, EMPTY, HTTP_PORT, Scene, WEB4, WEB6};
-use crate::probe::Tally;
+use crate::probe::{Proto, Tally};
 use crate::{Pod, net_error, wait};
 
-/// Enough that each of three backends is hit: missing one has a chance of 2 in 10^5.
-const REQUESTS: usize = 30;
 const REMOVED: &str = "backend-2";
 /// An edit should show in the next requests; this is when it has not.
 const EDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +66,7 @@ impl<'a> Tour<'a> {
             for ip in [WEB4, WEB6] {
                 let what = format!("{} to reach {REMOVED} no more by {ip}", client.name());
                 let quiet = wait::until(&what, EDIT_TIMEOUT, || {
-                    let tally = client.get_many((ip, HTTP_PORT), REQUESTS);
+                    let tally = ask(client, web(ip));
                     let reached = tally.map(|tally| tally.of(REMOVED) > 0);
                     if matches!(reached, Ok(true)) {
                         last_reached = Some(edited.elapsed());
@@ -98,7 +97,7 @@ impl<'a> Tour<'a> {
     }
 
     fn web(&mut self, client: &Pod, ip: IpAddr, wanted: &BTreeSet<&str>) -> Result<()> {
-        let tally = client.get_many((ip, HTTP_PORT), REQUESTS)?;
+        let tally = ask(client, web(ip))?;
         self.judge(
             client,
             "web",
@@ -130,7 +129,13 @@ impl<'a> Tour<'a> {
     fn echo(&mut self, client: &Pod) -> Result<()> {
         let to = SocketAddr::from((ECHO, ECHO_PORT));
         let all = BACKENDS.iter().map(|(name, _)| *name).collect();
-        let tally = client.udp_many(to, REQUESTS)?;
+        let tally = ask(
+            client,
+            Target {
+                proto: Proto::Udp,
+                to,
+            },
+        )?;
         self.judge(client, "echo", to, &tally, &all);
         let answer = client
             .udp_bound((Ipv4Addr::UNSPECIFIED, 0))
@@ -181,5 +186,12 @@ impl<'a> Tour<'a> {
         };
         self.unexpected += u32::from(said.is_err());
         println!("  {:<9} {service:<6} {to:<18} {text}", client.name());
+    }
+}
+
+fn web(ip: IpAddr) -> Target {
+    Target {
+        proto: Proto::Tcp,
+        to: (ip, HTTP_PORT).into(),
     }
 }

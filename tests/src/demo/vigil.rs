@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::folder::{self, Target};
+use super::ask::{Target, ask};
+use super::folder;
 use super::paint;
 use super::scene::{CLIENTS, Scene, WEB4};
 use super::signals::Signals;
 use crate::Pod;
-use crate::probe::{Proto, Tally};
+use crate::probe::Tally;
 
 /// How often everything is asked; a change of the folder is followed at once.
 const INTERVAL: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
-/// A first few, so that an address that does not answer is not waited for thirty times.
-const FEW: usize = 2;
-const MANY: usize = 28;
 
 pub(super) fn keep(scene: &Scene, signals: &Signals) -> Result<()> {
     println!(
@@ -62,7 +60,7 @@ fn round(
                 return Ok(());
             }
             let title = format!("{name} {}", target.to);
-            let tally = ask(scene, target)?;
+            let tally = ask_all(scene, target)?;
             let outcome: Vec<String> = tally
                 .names
                 .keys()
@@ -88,30 +86,13 @@ fn round(
     Ok(())
 }
 
-fn ask(scene: &Scene, target: Target) -> Result<Tally> {
+/// From all clients.
+fn ask_all(scene: &Scene, target: Target) -> Result<Tally> {
     let mut sum = Tally::default();
     for client in CLIENTS.map(|name| scene.world.pod(name)) {
-        let many = |count| match target.proto {
-            Proto::Tcp => client.get_many(target.to, count),
-            Proto::Udp => client.udp_many(target.to, count),
-        };
-        let few = many(FEW)?;
-        let answers = few.failed() == 0;
-        add(&mut sum, few);
-        if answers {
-            add(&mut sum, many(MANY)?);
-        }
+        sum.merge(ask(client, target)?);
     }
     Ok(sum)
-}
-
-fn add(sum: &mut Tally, more: Tally) {
-    for (name, count) in more.names {
-        *sum.names.entry(name).or_default() += count;
-    }
-    for (error, count) in more.errors {
-        *sum.errors.entry(error).or_default() += count;
-    }
 }
 
 /// A shell command that moves into the pod's cgroup and namespace, then asks.

@@ -315,6 +315,16 @@ impl Tally {
         self.names.keys().map(String::as_str).collect()
     }
 
+    /// Counts those of another, too.
+    pub fn merge(&mut self, other: Self) {
+        for (name, count) in other.names {
+            *self.names.entry(name).or_default() += count;
+        }
+        for (errno, count) in other.errors {
+            *self.errors.entry(errno).or_default() += count;
+        }
+    }
+
     fn add(&mut self, outcome: Result<String, NetError>) {
         let count = match outcome {
             Ok(name) => self.names.entry(name),

@@ -1,0 +1,66 @@
+//! Benchmarks: two things compared in one run, interleaved, as ratios. Absolute times belong to the
+//! machine.
+
+mod connect;
+mod report;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+
+use crate::binaries;
+
+/// Measures kube-portal against the same thing without it.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+pub struct Args {
+    /// What to measure.
+    name: Name,
+    /// The kube-portal binary.
+    #[arg(long)]
+    agent: PathBuf,
+    /// The probe binary.
+    #[arg(long)]
+    probe: PathBuf,
+    /// One JSON array instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Numbers of Services, comma-separated.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000])]
+    services: Vec<usize>,
+    /// Blocks; the result is the median of their ratios.
+    #[arg(long, default_value_t = 9)]
+    blocks: usize,
+    /// Rounds of a block; each visits both sides twice.
+    #[arg(long, default_value_t = 2_000)]
+    rounds: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Name {
+    /// connect() and connect-request-close through a ClusterIP, against the pod's address.
+    Connect,
+}
+
+/// Runs one benchmark and prints its figures.
+pub fn main(args: &Args) -> ExitCode {
+    let result = binaries::use_these(args.agent.clone(), args.probe.clone()).and_then(|()| {
+        match args.name {
+            Name::Connect => connect::run(args),
+        }
+    });
+    match result {
+        Ok(rows) if args.json => {
+            println!("{}", report::json(&rows));
+            ExitCode::SUCCESS
+        }
+        Ok(rows) => {
+            print!("{}", report::table(&rows));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
