@@ -1,7 +1,10 @@
 //! A stage with an API server instead of a folder: changes reach the agent one by one, as fast as it
 //! takes them.
 
-use std::{net::SocketAddr, net::TcpListener, path::PathBuf};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -19,6 +22,7 @@ pub struct Cluster {
     pub agent: Agent,
     pub server: ApiServer,
     pub world: World,
+    address: SocketAddr,
 }
 
 impl Cluster {
@@ -44,7 +48,8 @@ impl Cluster {
         for name in backends {
             serve(world.pod(name), TARGET)?;
         }
-        let server = start_server(&world, SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let listener = listen(&world, SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let server = ApiServer::start(listener)?;
         prepare(&world, &server)?;
         let kubeconfig = kubeconfig(&world, &server)?;
         // Room for a few only: `status` reads every element.
@@ -54,6 +59,7 @@ impl Cluster {
         )?;
         Ok(Self {
             agent,
+            address: server.addr(),
             server,
             world,
         })
@@ -63,12 +69,20 @@ impl Cluster {
         self.world.pod("client")
     }
 
-    /// Another server at the same address, empty; the old one is gone.
-    pub fn replace_server(&mut self) -> Result<()> {
-        let addr = self.server.addr();
-        self.server = crate::stage::eventually("the address to be free", || {
-            start_server(&self.world, addr)
+    /// The server ends; nobody listens at its address.
+    pub fn stop_server(&mut self) -> Result<()> {
+        // Somewhere else, where nobody asks.
+        self.server = ApiServer::on_loopback()?;
+        Ok(())
+    }
+
+    /// Another server at the address of the first.
+    pub fn start_server(&mut self, prepare: impl Fn(&World, &ApiServer)) -> Result<()> {
+        let listener = crate::stage::eventually("the address to be free", || {
+            listen(&self.world, self.address)
         })?;
+        let world = &self.world;
+        self.server = ApiServer::start_with(listener, |server| prepare(world, server))?;
         Ok(())
     }
 
@@ -79,9 +93,11 @@ impl Cluster {
 }
 
 /// On the network of node-a.
-fn start_server(world: &World, at: SocketAddr) -> Result<ApiServer> {
-    let listener = world.node("node-a").netns().enter(|| TcpListener::bind(at))??;
-    ApiServer::start(listener).context("start the API server")
+fn listen(world: &World, at: SocketAddr) -> Result<TcpListener> {
+    let netns = world.node("node-a").netns();
+    netns
+        .enter(|| TcpListener::bind(at))?
+        .with_context(|| format!("listen on {at}"))
 }
 
 /// Writes the file that leads to the server.

@@ -25,7 +25,9 @@ fn web() -> Service {
 }
 
 fn other() -> Service {
-    Service::new("other", [OTHER]).tcp("http", 80).udp("dns", 53)
+    Service::new("other", [OTHER])
+        .tcp("http", 80)
+        .udp("dns", 53)
 }
 
 fn flawless(report: &ChurnReport) -> Result<()> {
@@ -84,7 +86,11 @@ fn a_thousand_changes_of_the_endpoints_fail_no_connection() -> Result<()> {
         (status["maps"]["backends"]["used"].as_u64()? <= 6).then_some(())
     })
     .with_context(|| format!("{}", status["maps"]))?;
-    ensure!(status["counters"]["table_damaged"] == 0, "{}", status["counters"]);
+    ensure!(
+        status["counters"]["table_damaged"] == 0,
+        "{}",
+        status["counters"]
+    );
     Ok(())
 }
 
@@ -100,7 +106,9 @@ fn a_flood_of_changes_fails_no_connection() -> Result<()> {
     let subsets = subsets(&BACKENDS);
     // Not waiting for any: the agent folds what comes together.
     for number in 0..3000 {
-        cluster.server.apply(cluster.slice("web", &subsets[number % subsets.len()]));
+        cluster
+            .server
+            .apply(cluster.slice("web", &subsets[number % subsets.len()]));
     }
     cluster.server.apply(cluster.slice("web", &["backend-2"]));
     let probe = cluster.client().probe();
@@ -123,7 +131,10 @@ fn two_services_that_change_never_answer_for_one_another() -> Result<()> {
         Ok(())
     })?;
     let probe = cluster.client().probe();
-    let churns = [probe.churn(plan(VIP4, &WEB))?, probe.churn(plan(OTHER, &REST))?];
+    let churns = [
+        probe.churn(plan(VIP4, &WEB))?,
+        probe.churn(plan(OTHER, &REST))?,
+    ];
     let (of_web, of_other) = (subsets(&WEB), subsets(&REST));
     for number in 0..500 {
         let synced = cluster.agent.count_log("synced ");

@@ -45,7 +45,10 @@ fn kube_portal(node: &Node, args: &[&str]) -> Result<Output> {
 
 fn one_line(output: &[u8]) -> Result<String> {
     let text = String::from_utf8(output.to_vec())?;
-    ensure!(text.trim_end().lines().count() == 1, "not one line: {text:?}");
+    ensure!(
+        text.trim_end().lines().count() == 1,
+        "not one line: {text:?}"
+    );
     Ok(text.trim_end().to_owned())
 }
 
@@ -100,9 +103,16 @@ fn a_restarted_agent_adopts_what_is_there_and_changes_nothing() -> Result<()> {
         stage.agent.restart()?;
         stage.agent.wait_ready(PATIENCE)?;
         stage.agent.wait_log("adopting 4 frontends", PATIENCE)?;
-        stage.agent.wait_log("first sync done: 1 Services, 0 steps", PATIENCE)?;
+        stage
+            .agent
+            .wait_log("first sync done: 1 Services, 0 steps", PATIENCE)?;
         ensure!(tables(&stage.agent)? == before, "round {round}");
     }
+    ensure!(
+        stage.agent.count_log("WARN") == 0,
+        "{:#?}",
+        stage.agent.log()
+    );
     // One program a hook, not one for each agent there was.
     for (hook, programs) in bpf::attached(stage.world.node("node-a").cgroup())? {
         ensure!(programs.len() == 1, "hook {hook}: {programs:?}");
@@ -167,10 +177,14 @@ fn what_was_deleted_while_the_agent_was_away_goes_with_its_first_sync() -> Resul
     let emptied = stage.frontend("10.96.1.1", 80)?.context("no frontend")?;
     ensure!(emptied["verdict"] == "refuse", "{emptied}");
     answered_by(&probe.connect_many(at("10.96.1.2", 80), 5)?, &["backend-3"])?;
-    wait::until("the backends of what is gone to be reclaimed", PATIENCE, || {
-        let used = stage.agent.status().ok()?["maps"]["backends"]["used"].as_u64()?;
-        (used == 1).then_some(())
-    })
+    wait::until(
+        "the backends of what is gone to be reclaimed",
+        PATIENCE,
+        || {
+            let used = stage.agent.status().ok()?["maps"]["backends"]["used"].as_u64()?;
+            (used == 1).then_some(())
+        },
+    )
 }
 
 #[test]
@@ -186,7 +200,10 @@ fn a_second_agent_on_the_same_pins_refuses_and_disturbs_nobody() -> Result<()> {
     let status = second.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(1), "{status}");
     let line = second.wait_line(&["another kube-portal is running"], PATIENCE)?;
-    ensure!(line.contains("stop it first") && line.contains("--bpffs-root"), "{line}");
+    ensure!(
+        line.contains("stop it first") && line.contains("--bpffs-root"),
+        "{line}"
+    );
     ensure!(stage.agent.is_running());
     churn.wait_attempts(200, PATIENCE)?;
     flawless(&churn.stop()?)?;
@@ -205,16 +222,25 @@ fn cleanup_refuses_while_an_agent_runs_and_leaves_nothing_afterwards() -> Result
     ensure!(programs.len() == 9, "{programs:?}");
 
     let refused = kube_portal(node, &["cleanup"])?;
-    ensure!(refused.status.code() == Some(1) && refused.stdout.is_empty(), "{refused:?}");
+    ensure!(
+        refused.status.code() == Some(1) && refused.stdout.is_empty(),
+        "{refused:?}"
+    );
     let line = one_line(&refused.stderr)?;
-    ensure!(line.contains("running") && line.contains("stop it first"), "{line}");
+    ensure!(
+        line.contains("running") && line.contains("stop it first"),
+        "{line}"
+    );
     translated(&stage)?;
 
     stage.agent.stop()?;
     let node = stage.world.node("node-a");
     let cleaned = kube_portal(node, &["cleanup"])?;
     let told = String::from_utf8(cleaned.stdout)?;
-    ensure!(cleaned.status.success() && cleaned.stderr.is_empty(), "{told}");
+    ensure!(
+        cleaned.status.success() && cleaned.stderr.is_empty(),
+        "{told}"
+    );
     for wanted in [
         "removed link and program",
         "link_kp_connect4",
@@ -231,7 +257,10 @@ fn cleanup_refuses_while_an_agent_runs_and_leaves_nothing_afterwards() -> Result
     }
     wait::until("the programs to be unloaded", PATIENCE, || {
         let loaded = bpf::programs().ok()?;
-        programs.iter().all(|id| !loaded.contains_key(id)).then_some(())
+        programs
+            .iter()
+            .all(|id| !loaded.contains_key(id))
+            .then_some(())
     })?;
     // Nobody translates: the address leads nowhere.
     let attempt = stage
@@ -242,7 +271,10 @@ fn cleanup_refuses_while_an_agent_runs_and_leaves_nothing_afterwards() -> Result
 
     let again = kube_portal(node, &["cleanup"])?;
     ensure!(again.status.success(), "{again:?}");
-    ensure!(one_line(&again.stdout)?.contains("nothing of kube-portal"), "{again:?}");
+    ensure!(
+        one_line(&again.stdout)?.contains("nothing of kube-portal"),
+        "{again:?}"
+    );
 
     stage.agent.restart()?;
     stage.agent.wait_ready(PATIENCE)?;
@@ -272,7 +304,10 @@ fn cleanup_leaves_what_is_not_ours() -> Result<()> {
 fn status_without_any_agent_ever_says_so() -> Result<()> {
     let world = World::builder().node("node-a", ["pod"]).build()?;
     let output = kube_portal(world.node("node-a"), &["status"])?;
-    ensure!(output.status.code() == Some(4) && output.stdout.is_empty(), "{output:?}");
+    ensure!(
+        output.status.code() == Some(4) && output.stdout.is_empty(),
+        "{output:?}"
+    );
     let line = one_line(&output.stderr)?;
     ensure!(
         line.contains("nothing of kube-portal is pinned") && line.contains("--bpffs-root"),
@@ -322,8 +357,14 @@ fn two_nodes_do_not_see_one_anothers_services() -> Result<()> {
         agent.wait_ready(PATIENCE)?;
     }
     let client = |name: &str| world.pod(name).probe();
-    answered_by(&client("client-a").connect_many(at(VIP4, 80), 20)?, &["backend-a"])?;
-    answered_by(&client("client-b").connect_many(at(VIP4, 80), 20)?, &["backend-b"])?;
+    answered_by(
+        &client("client-a").connect_many(at(VIP4, 80), 20)?,
+        &["backend-a"],
+    )?;
+    answered_by(
+        &client("client-b").connect_many(at(VIP4, 80), 20)?,
+        &["backend-b"],
+    )?;
     let refused = tests::net_error(client("client-a").connect(at("10.96.2.1", 80)))?;
     ensure!(refused.errno == "ECONNREFUSED", "{refused}");
     leads_nowhere(&world, "client-b", "10.96.2.1")?;
@@ -331,7 +372,10 @@ fn two_nodes_do_not_see_one_anothers_services() -> Result<()> {
     agents[0].stop()?;
     agents[0].cleanup()?;
     leads_nowhere(&world, "client-a", VIP4)?;
-    answered_by(&client("client-b").connect_many(at(VIP4, 80), 20)?, &["backend-b"])
+    answered_by(
+        &client("client-b").connect_many(at(VIP4, 80), 20)?,
+        &["backend-b"],
+    )
 }
 
 #[test]
@@ -349,20 +393,29 @@ fn another_tools_programs_on_the_same_cgroup_keep_working_when_ours_go() -> Resu
     }
     let probe = stage.world.pod("client").probe();
     translated(&stage)?;
-    answered_by(&probe.connect_many(at("10.96.3.1", 80), 20)?, &["backend-3"])?;
+    answered_by(
+        &probe.connect_many(at("10.96.3.1", 80), 20)?,
+        &["backend-3"],
+    )?;
     let open = probe.connect(at("10.96.3.1", 80))?;
 
     // Ours are replaced, then removed.
     stage.agent.restart()?;
     stage.agent.wait_ready(PATIENCE)?;
-    answered_by(&probe.connect_many(at("10.96.3.1", 80), 20)?, &["backend-3"])?;
+    answered_by(
+        &probe.connect_many(at("10.96.3.1", 80), 20)?,
+        &["backend-3"],
+    )?;
     stage.agent.stop()?;
     stage.agent.cleanup()?;
     for (hook, programs) in bpf::attached(stage.world.node("node-a").cgroup())? {
         ensure!(programs.len() == 1, "hook {hook}: {programs:?}");
     }
     leads_nowhere(&stage.world, "client", VIP4)?;
-    answered_by(&probe.connect_many(at("10.96.3.1", 80), 20)?, &["backend-3"])?;
+    answered_by(
+        &probe.connect_many(at("10.96.3.1", 80), 20)?,
+        &["backend-3"],
+    )?;
     ensure!(open.exchange("x")?.name == "backend-3");
     ensure!(other.is_running());
     Ok(())
@@ -370,7 +423,9 @@ fn another_tools_programs_on_the_same_cgroup_keep_working_when_ours_go() -> Resu
 
 #[test]
 fn sockets_made_before_the_first_agent_are_left_as_they_are() -> Result<()> {
-    let world = World::builder().node("node-a", ["client", "backend-1"]).build()?;
+    let world = World::builder()
+        .node("node-a", ["client", "backend-1"])
+        .build()?;
     serve(world.pod("backend-1"), TARGET)?;
     let pod = std::net::SocketAddr::new(world.pod("backend-1").ip4(), TARGET);
     let probe = world.pod("client").probe();
@@ -386,7 +441,13 @@ fn sockets_made_before_the_first_agent_are_left_as_they_are() -> Result<()> {
         ensure!(tcp.exchange("x")?.name == "backend-1" && tcp.peer_name()? == pod);
         ensure!(udp.exchange("x")?.from == pod && udp.peer_name()? == pod);
         eventually("to be reached itself", || {
-            answered_by(&world.pod("backend-1").probe().connect_many(server.local, 5)?, &["client"])
+            answered_by(
+                &world
+                    .pod("backend-1")
+                    .probe()
+                    .connect_many(server.local, 5)?,
+                &["client"],
+            )
         })?;
         if round == 0 {
             agent.stop()?;

@@ -64,7 +64,9 @@ fn all_refused(stage: &Stage) -> Result<()> {
         refused(&format!("UDP connect {to}"), || probe.udp_connected(to))?;
         let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
         let socket = probe.udp_bound(any.parse::<SocketAddr>()?)?;
-        refused(&format!("UDP sendto {to}"), || socket.exchange_with(to, "x"))?;
+        refused(&format!("UDP sendto {to}"), || {
+            socket.exchange_with(to, "x")
+        })?;
     }
     Ok(())
 }
@@ -134,8 +136,12 @@ fn conditions(
     manifests: &ManifestDir,
     conditions: &[(bool, bool, bool)],
 ) -> Result<()> {
-    let mut v4 = EndpointSlice::v4("web", "web-4").tcp("http", TARGET).udp("dns", TARGET);
-    let mut v6 = EndpointSlice::v6("web", "web-6").tcp("http", TARGET).udp("dns", TARGET);
+    let mut v4 = EndpointSlice::v4("web", "web-4")
+        .tcp("http", TARGET)
+        .udp("dns", TARGET);
+    let mut v6 = EndpointSlice::v6("web", "web-6")
+        .tcp("http", TARGET)
+        .udp("dns", TARGET);
     for (name, &(ready, serving, terminating)) in BACKENDS.iter().zip(conditions) {
         let pod = world.pod(name);
         v4 = v4.endpoint(pod.ip4(), "node-a", ready, serving, terminating);

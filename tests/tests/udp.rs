@@ -37,7 +37,10 @@ impl<'a> Flow<'a> {
 
     fn unconnected(stage: &'a Stage, vip: SocketAddr) -> Result<Self> {
         let any = if vip.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-        let socket = stage.client().probe().udp_bound(any.parse::<SocketAddr>()?)?;
+        let socket = stage
+            .client()
+            .probe()
+            .udp_bound(any.parse::<SocketAddr>()?)?;
         Self::begin(socket, vip, false)
     }
 
@@ -70,7 +73,11 @@ impl<'a> Flow<'a> {
 
     /// From the address that was dialled, and to the port it was dialled from.
     fn check(&self, answer: &Answer) -> Result<()> {
-        ensure!(answer.from == self.vip, "{answer:?} is not from {}", self.vip);
+        ensure!(
+            answer.from == self.vip,
+            "{answer:?} is not from {}",
+            self.vip
+        );
         ensure!(
             answer.client == self.first.client,
             "{answer:?}: it was {} before",
@@ -127,13 +134,20 @@ impl<'a> Flow<'a> {
 
 impl std::fmt::Display for Flow<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = if self.connected { "connected" } else { "unconnected" };
+        let kind = if self.connected {
+            "connected"
+        } else {
+            "unconnected"
+        };
         write!(f, "{kind} socket of {}", self.vip)
     }
 }
 
 fn others(name: &str) -> Vec<&'static str> {
-    BACKENDS.into_iter().filter(|other| *other != name).collect()
+    BACKENDS
+        .into_iter()
+        .filter(|other| *other != name)
+        .collect()
 }
 
 #[test]
@@ -215,7 +229,11 @@ fn a_receiver_that_only_waits_is_woken_when_the_last_endpoint_goes_or_at_its_nex
 #[test]
 fn a_flow_that_began_before_the_first_endpoint_works_once_there_is_one() -> Result<()> {
     let stage = Stage::new(|world, manifests| {
-        manifests.service(&Service::new("web", [VIP4, VIP6]).tcp("http", 80).udp("dns", 53))?;
+        manifests.service(
+            &Service::new("web", [VIP4, VIP6])
+                .tcp("http", 80)
+                .udp("dns", 53),
+        )?;
         tests::stage::web_slices(world, manifests, &[])
     })?;
     let socket = stage
@@ -234,8 +252,12 @@ fn a_flow_that_began_before_the_first_endpoint_works_once_there_is_one() -> Resu
 
 /// Both slices of `web`, with these backends, on another port.
 fn slices_on(world: &World, manifests: &ManifestDir, port: u16, names: &[&str]) -> Result<()> {
-    let mut v4 = EndpointSlice::v4("web", "web-4").tcp("http", port).udp("dns", port);
-    let mut v6 = EndpointSlice::v6("web", "web-6").tcp("http", port).udp("dns", port);
+    let mut v4 = EndpointSlice::v4("web", "web-4")
+        .tcp("http", port)
+        .udp("dns", port);
+    let mut v6 = EndpointSlice::v6("web", "web-6")
+        .tcp("http", port)
+        .udp("dns", port);
     for name in names {
         v4 = v4.ready(world.pod(name).ip4(), "node-a");
         v6 = v6.ready(world.pod(name).ip6(), "node-a");
@@ -251,9 +273,14 @@ fn a_flow_follows_a_change_of_the_target_port() -> Result<()> {
         let pod = world.pod("backend-1");
         for ip in [pod.ip4(), pod.ip6()] {
             let proto = tests::probe::Proto::Udp;
-            pod.probe().serve(proto, SocketAddr::new(ip, 9090), "new-port")?;
+            pod.probe()
+                .serve(proto, SocketAddr::new(ip, 9090), "new-port")?;
         }
-        manifests.service(&Service::new("web", [VIP4, VIP6]).tcp("http", 80).udp("dns", 53))?;
+        manifests.service(
+            &Service::new("web", [VIP4, VIP6])
+                .tcp("http", 80)
+                .udp("dns", 53),
+        )?;
         slices_on(world, manifests, TARGET, &["backend-1"])
     })?;
     let flows = Flow::of_every_kind(&stage)?;
@@ -266,11 +293,19 @@ fn a_flow_follows_a_change_of_the_target_port() -> Result<()> {
 
 /// `name` as given, the other backends ready.
 fn condition(stage: &Stage, name: &str, ready: bool, serving: bool) -> Result<()> {
-    let mut v4 = EndpointSlice::v4("web", "web-4").tcp("http", TARGET).udp("dns", TARGET);
-    let mut v6 = EndpointSlice::v6("web", "web-6").tcp("http", TARGET).udp("dns", TARGET);
+    let mut v4 = EndpointSlice::v4("web", "web-4")
+        .tcp("http", TARGET)
+        .udp("dns", TARGET);
+    let mut v6 = EndpointSlice::v6("web", "web-6")
+        .tcp("http", TARGET)
+        .udp("dns", TARGET);
     for other in BACKENDS {
         let pod = stage.world.pod(other);
-        let (ready, serving) = if other == name { (ready, serving) } else { (true, true) };
+        let (ready, serving) = if other == name {
+            (ready, serving)
+        } else {
+            (true, true)
+        };
         v4 = v4.endpoint(pod.ip4(), "node-a", ready, serving, !ready);
         v6 = v6.endpoint(pod.ip6(), "node-a", ready, serving, !ready);
     }
@@ -290,12 +325,16 @@ fn an_endpoint_that_leaves_but_still_serves_keeps_its_flows_and_gets_no_new_ones
     for leaving in BACKENDS {
         condition(&stage, leaving, false, true)?;
         for flow in &flows {
-            flow.stays().with_context(|| format!("while {leaving} leaves"))?;
+            flow.stays()
+                .with_context(|| format!("while {leaving} leaves"))?;
         }
         for vip in vips() {
             let probe = stage.client().probe();
             for tally in [probe.udp_many(vip, 30)?, probe.udp_connected_many(vip, 30)?] {
-                ensure!(tally.failed() == 0 && tally.of(leaving) == 0, "{leaving}: {tally}");
+                ensure!(
+                    tally.failed() == 0 && tally.of(leaving) == 0,
+                    "{leaving}: {tally}"
+                );
             }
         }
         condition(&stage, leaving, true, true)?;
@@ -324,7 +363,9 @@ fn a_deleted_service_leaves_its_flows_alone_and_a_new_one_takes_them_over() -> R
     flow.stays()?;
     let rest = others(&flow.first.name);
     tests::stage::web_slices(&stage.world, &stage.manifests, &rest)?;
-    let service = Service::new("web", [VIP4, VIP6]).tcp("http", 80).udp("dns", 53);
+    let service = Service::new("web", [VIP4, VIP6])
+        .tcp("http", 80)
+        .udp("dns", 53);
     stage.manifests.service(&service)?;
     flow.reaches(&rest)
 }
@@ -343,7 +384,10 @@ fn the_agent_moves_sockets_whose_backend_went_while_it_was_away() -> Result<()> 
     stage.agent.restart()?;
     eventually("the socket to move", || {
         let answer = socket.exchange_within(None, "moved?", SHORT)?;
-        ensure!(answer.from == vip && answer.client == first.client, "{answer:?}");
+        ensure!(
+            answer.from == vip && answer.client == first.client,
+            "{answer:?}"
+        );
         ensure!(rest.contains(&answer.name.as_str()), "{answer:?}");
         Ok(())
     })
