@@ -456,3 +456,83 @@ fn sockets_made_before_the_first_agent_are_left_as_they_are() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn an_agent_that_is_killed_at_any_moment_leaves_working_traffic() -> Result<()> {
+    let mut stage = Stage::usual()?;
+    let world = &stage.world;
+    let manifests = ManifestDir::at(stage.manifests.path())?;
+    let churn = world.pod("client").probe().churn(churn_plan())?;
+    for round in 0..40_u64 {
+        let some = &BACKENDS[usize::try_from(round % 3)?..];
+        tests::stage::web_slices(world, &manifests, some)?;
+        stage.agent.restart()?;
+        // Whatever it is doing by then.
+        std::thread::sleep(std::time::Duration::from_millis(round * 8));
+        stage.agent.kill();
+    }
+    stage.agent.restart()?;
+    stage.agent.wait_ready(PATIENCE)?;
+    flawless(&churn.stop()?)?;
+    ensure!(stage.backends_of(VIP4, 80)?.len() == 3);
+    for (hook, programs) in bpf::attached(stage.world.node("node-a").cgroup())? {
+        ensure!(programs.len() == 1, "hook {hook}: {programs:?}");
+    }
+    ensure!(
+        pins(&stage.world.node("node-a").bpffs().join("kube-portal"))?.len() == 1
+            && stage.agent.count_log("WARN") == 0,
+        "{:#?}",
+        stage.agent.log()
+    );
+    translated(&stage)
+}
+
+#[test]
+fn udp_flows_lose_nothing_while_agents_are_replaced() -> Result<()> {
+    let mut stage = Stage::usual()?;
+    let probe = stage.world.pod("client").probe();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let talk = &|vip: std::net::SocketAddr, connected: bool| -> Result<usize> {
+        let any = if vip.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = if connected {
+            probe.udp_connected(vip)?
+        } else {
+            probe.udp_bound(any.parse::<std::net::SocketAddr>()?)?
+        };
+        let to = (!connected).then_some(vip);
+        let timeout = std::time::Duration::from_secs(1);
+        let first = socket.exchange_within(to, "first", timeout)?;
+        let mut count = 0;
+        while !done.load(std::sync::atomic::Ordering::Acquire) {
+            let answer = socket.exchange_within(to, "more", timeout)?;
+            ensure!(
+                answer.from == vip && answer.name == first.name,
+                "{answer:?} after {first:?}"
+            );
+            // New ones as well, in the middle of a replacement.
+            let tally = probe.udp_connected_many(vip, 1)?;
+            ensure!(tally.failed() == 0, "{tally}");
+            count += 1;
+        }
+        Ok(count)
+    };
+    std::thread::scope(|scope| {
+        let talks = [
+            (at(VIP4, 53), true),
+            (at(VIP4, 53), false),
+            (at(VIP6, 53), true),
+            (tests::stage::mapped(VIP4, 53), false),
+        ]
+        .map(|(vip, connected)| scope.spawn(move || talk(vip, connected)));
+        let restarts = (0..6).try_for_each(|_| {
+            stage.agent.restart()?;
+            stage.agent.wait_ready(PATIENCE)
+        });
+        done.store(true, std::sync::atomic::Ordering::Release);
+        for talk in talks {
+            let count = talk.join().map_err(|_| anyhow::anyhow!("panic"))??;
+            ensure!(count > 20, "{count}");
+        }
+        restarts
+    })
+}

@@ -128,6 +128,10 @@ impl<'a> Flow<'a> {
         })?;
         let error = net_error(self.ask("refused again?"))?;
         ensure!(error.errno == "ECONNREFUSED", "again: {error}");
+        if self.connected {
+            let peer = self.socket.peer_name()?;
+            ensure!(peer == self.vip, "getpeername: {peer}");
+        }
         Ok(())
     }
 }
@@ -437,4 +441,82 @@ fn a_socket_whose_maker_has_ended_is_found_in_its_child() -> Result<()> {
         ensure!(rest.contains(&name.as_str()), "{name}");
         Ok(())
     })
+}
+
+#[test]
+fn a_socket_that_its_application_has_disconnected_is_left_alone() -> Result<()> {
+    let stage = Stage::usual()?;
+    for vip in vips() {
+        let flow = Flow::connected(&stage, vip)?;
+        flow.socket.disconnect()?;
+        // Another one, to know when the agent has moved what it moves.
+        let marker = loop {
+            let marker = Flow::connected(&stage, vip)?;
+            if marker.first.name == flow.first.name {
+                break marker;
+            }
+        };
+        let rest = others(&flow.first.name);
+        stage.set_backends(&rest)?;
+        marker.reaches(&rest)?;
+        let error = net_error(flow.socket.peer_name())?;
+        ensure!(error.errno == "ENOTCONN", "{vip}: {error}");
+        stage.set_backends(&BACKENDS)?;
+    }
+    Ok(())
+}
+
+/// As long as no two questions are open at once: both would be answered by the same address.
+#[test]
+fn two_addresses_with_one_backend_are_told_apart_by_one_socket() -> Result<()> {
+    let stage = Stage::new(|world, manifests| {
+        manifests.service(
+            &Service::new("web", [VIP4, VIP6])
+                .tcp("http", 80)
+                .udp("dns", 53)
+                .external_ips(["198.51.100.7", "2001:db8::7"]),
+        )?;
+        tests::stage::web_slices(world, manifests, &["backend-1"])
+    })?;
+    for (bind, first, second) in [
+        ("0.0.0.0:0", at(VIP4, 53), at("198.51.100.7", 53)),
+        ("[::]:0", at(VIP6, 53), at("2001:db8::7", 53)),
+        ("[::]:0", mapped(VIP4, 53), mapped("198.51.100.7", 53)),
+    ] {
+        let socket = stage
+            .client()
+            .probe()
+            .udp_bound(bind.parse::<SocketAddr>()?)?;
+        for round in 0..6 {
+            for vip in [first, second, second, first] {
+                let answer = socket.exchange_within(Some(vip), "x", SHORT)?;
+                ensure!(
+                    answer.from == vip,
+                    "round {round}: {vip} was answered by {answer:?}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn thousands_of_sockets_of_one_process_move_in_a_moment() -> Result<()> {
+    let stage = Stage::usual()?;
+    stage.set_backends(&["backend-1"])?;
+    let flows = (0..4000)
+        .map(|_| Flow::connected(&stage, at(VIP4, 53)))
+        .collect::<Result<Vec<_>>>()?;
+    let start = std::time::Instant::now();
+    stage.set_backends(&["backend-2"])?;
+    stage.agent.wait_log("4000 moved", tests::stage::PATIENCE)?;
+    let elapsed = start.elapsed();
+    for flow in &flows {
+        let answer = flow.ask("moved?")?;
+        flow.check(&answer)?;
+        ensure!(answer.name == "backend-2", "{answer:?}");
+    }
+    // A search of the process for each of them would look at 16 million descriptors.
+    ensure!(elapsed < Duration::from_secs(5), "{elapsed:?}");
+    Ok(())
 }

@@ -80,14 +80,13 @@ impl SockAddr {
     }
 
     /// Where a UDP socket is parked whose backend is gone and whose Service has no other, so that the
-    /// peer answers every packet with "refused".
+    /// peer answers every packet with "refused": a port where nothing listens.
     ///
-    /// Nothing can listen on port 0; but an IPv6 socket that is connected to a mapped address can't
-    /// send there (EINVAL: udp_sendmsg in net/ipv4/udp.c), so IPv4 takes a port where nothing does.
+    /// Not port 0, where nothing can: the kernel takes it for "not connected" in getpeername()
+    /// (inet_getname), and sends nothing there from an IPv6 socket with a mapped peer (udp_sendmsg).
     #[inline(always)]
     pub const fn parked(like: &Addr) -> Self {
-        let port = if like.is_v4() { 1_u16 } else { 0 };
-        Self::from_parts(like.loopback_like(), port.to_be())
+        Self::from_parts(like.loopback_like(), 1_u16.to_be())
     }
 }
 
@@ -204,7 +203,7 @@ mod tests {
             park("10.0.0.1").socket_addr(),
             "127.0.0.1:1".parse().unwrap()
         );
-        assert_eq!(park("fd00::1").socket_addr(), "[::1]:0".parse().unwrap());
+        assert_eq!(park("fd00::1").socket_addr(), "[::1]:1".parse().unwrap());
     }
 
     #[test]
