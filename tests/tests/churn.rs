@@ -11,6 +11,8 @@ use tests::{
     wait,
 };
 
+/// Logged for each change that is taken by itself; not for what is reclaimed after it.
+const ONE_CHANGE: &str = "synced 1 Services";
 const OTHER: &str = "10.96.0.20";
 
 fn plan(vip: &str, allowed: &[&str]) -> ChurnPlan {
@@ -54,7 +56,7 @@ fn subsets<'a>(names: &[&'a str]) -> Vec<Vec<&'a str>> {
 /// Waits until the agent has taken one change more than `before`.
 fn taken(cluster: &Cluster, before: usize) -> Result<()> {
     wait::until("the change to be taken", PATIENCE, || {
-        (cluster.agent.count_log("synced ") > before).then_some(())
+        (cluster.agent.count_log(ONE_CHANGE) > before).then_some(())
     })
 }
 
@@ -68,14 +70,14 @@ fn a_thousand_changes_of_the_endpoints_fail_no_connection() -> Result<()> {
     })?;
     let churn = cluster.client().probe().churn(plan(VIP4, &BACKENDS))?;
     let subsets = subsets(&BACKENDS);
-    let before = cluster.agent.count_log("synced ");
+    let before = cluster.agent.count_log(ONE_CHANGE);
     for number in 0..1000 {
         let change = cluster.slice("web", &subsets[number % subsets.len()]);
-        let synced = cluster.agent.count_log("synced ");
+        let synced = cluster.agent.count_log(ONE_CHANGE);
         cluster.server.apply(change);
         taken(&cluster, synced).with_context(|| format!("change {number}"))?;
     }
-    let taken = cluster.agent.count_log("synced ") - before;
+    let taken = cluster.agent.count_log(ONE_CHANGE) - before;
     ensure!(taken >= 1000, "{taken}");
     flawless(&churn.stop()?)?;
     // Nothing was left behind by any of them.
@@ -137,7 +139,7 @@ fn two_services_that_change_never_answer_for_one_another() -> Result<()> {
     ];
     let (of_web, of_other) = (subsets(&WEB), subsets(&REST));
     for number in 0..500 {
-        let synced = cluster.agent.count_log("synced ");
+        let synced = cluster.agent.count_log(ONE_CHANGE);
         let subset = number / 2 % of_web.len();
         cluster.server.apply(if number % 2 == 0 {
             cluster.slice("web", &of_web[subset])
@@ -173,7 +175,7 @@ fn a_service_that_comes_and_goes_never_answers_for_another() -> Result<()> {
     })?;
     for round in 0..200 {
         for there in [true, false] {
-            let synced = cluster.agent.count_log("synced ");
+            let synced = cluster.agent.count_log(ONE_CHANGE);
             if there {
                 cluster.server.apply(service(&other()));
             } else {
