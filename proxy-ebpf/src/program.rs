@@ -21,10 +21,6 @@ const IPPROTO_UDP: u32 = Protocol::Udp.number() as u32;
 /// An MPTCP socket dials a TCP port.
 const IPPROTO_MPTCP: u32 = 262;
 
-/// Where datagrams of an unconnected socket are lost on kernels without bpf_set_retval: port 0 is
-/// not a destination sendmsg accepts, and such a socket is never told of an ICMP error.
-const DISCARD_PORT_BE: u16 = 1_u16.to_be();
-
 #[inline(always)]
 fn connect(ctx: SockAddrContext, family: Family) -> i32 {
     let hook = Hook::new(ctx, family);
@@ -40,10 +36,7 @@ fn connect(ctx: SockAddrContext, family: Family) -> i32 {
             hook.rewrite(&backend);
             ALLOW
         }
-        Verdict::Refuse => hook.refuse(&match protocol {
-            Protocol::Udp => SockAddr::parked(&to.addr),
-            Protocol::Tcp | Protocol::Sctp => SockAddr::from_parts(to.addr.loopback_like(), 0),
-        }),
+        Verdict::Refuse => hook.refuse(&SockAddr::closed(&to.addr)),
     }
 }
 
@@ -57,10 +50,9 @@ fn sendmsg(ctx: SockAddrContext, family: Family) -> i32 {
             hook.rewrite(&backend);
             ALLOW
         }
-        Verdict::Refuse => hook.refuse(&SockAddr::from_parts(
-            to.addr.loopback_like(),
-            DISCARD_PORT_BE,
-        )),
+        // An unconnected socket is never told of an ICMP error: without bpf_set_retval the datagram is
+        // just lost. Port 0 is not a destination sendmsg accepts.
+        Verdict::Refuse => hook.refuse(&SockAddr::parked(&to.addr)),
     }
 }
 

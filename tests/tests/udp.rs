@@ -517,7 +517,12 @@ fn thousands_of_sockets_of_one_process_move_in_a_moment() -> Result<()> {
     stage.set_backends(&["backend-2"])?;
     eventually("all of them to be moved", || {
         // In one pass, or in two when one had begun before the change.
-        let moved: usize = stage.agent.log().iter().filter_map(|line| moved(line)).sum();
+        let moved: usize = stage
+            .agent
+            .log()
+            .iter()
+            .filter_map(|line| moved(line))
+            .sum();
         ensure!(moved == flows.len(), "{moved}");
         Ok(())
     })?;

@@ -79,14 +79,19 @@ impl SockAddr {
         }
     }
 
-    /// Where a UDP socket is parked whose backend is gone and whose Service has no other, so that the
-    /// peer answers every packet with "refused": a port where nothing listens.
-    ///
-    /// Not port 0, where nothing can: the kernel takes it for "not connected" in getpeername()
-    /// (inet_getname), and sends nothing there from an IPv6 socket with a mapped peer (udp_sendmsg).
+    /// Where a UDP socket is parked whose Service has no backend: nobody serves tcpmux by UDP (and
+    /// only root could), so the kernel answers every datagram with "refused". Port 0 would be closed
+    /// for certain, but a peer with port 0 counts as none: getpeername() fails with ENOTCONN, and
+    /// send() of an IPv6 socket to a mapped address with EINVAL.
     #[inline(always)]
     pub const fn parked(like: &Addr) -> Self {
         Self::from_parts(like.loopback_like(), 1_u16.to_be())
+    }
+
+    /// Where nothing can listen: who dials this by TCP is refused.
+    #[inline(always)]
+    pub const fn closed(like: &Addr) -> Self {
+        Self::from_parts(like.loopback_like(), 0)
     }
 }
 

@@ -93,11 +93,6 @@ impl BpfStore {
             .map(|(cookie, bytes)| (cookie, SocketFlow::from_bytes(bytes)))
     }
 
-    /// Connected sockets that are remembered now, and for how many there is room.
-    pub fn socket_use(&self) -> (usize, u32) {
-        (self.sockets.keys().flatten().count(), self.socket_capacity)
-    }
-
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends
             .get(&key.to_bytes(), 0)
@@ -107,6 +102,11 @@ impl BpfStore {
 
     pub fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.load(id).map(Backend::from_bytes)
+    }
+
+    /// Connected sockets that are remembered now, and for how many there is room.
+    pub fn socket_use(&self) -> (usize, u32) {
+        (self.sockets.keys().flatten().count(), self.socket_capacity)
     }
 }
 
