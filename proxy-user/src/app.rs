@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     cli::CliError,
     loader::{self, Features, Loaded, Pins, Sizes},
-    maps::{MapStore as _, bpf::BpfStore},
+    maps::{Capacity, MapStore as _, bpf::BpfStore},
     model::{Event, Model, Node},
     plan::{Epoch, Planner},
     redial,
@@ -64,6 +64,9 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             "a port where nobody listens (no bpf_set_retval before Linux 5.18)"
         }
     );
+    for line in kept_sizes(&config.sizes, &store.capacity()) {
+        log::warn!("{line}");
+    }
     let observed = store.observe()?;
     if !observed.frontends.is_empty() {
         log::info!(
@@ -98,6 +101,24 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     }
 }
 
+/// Maps that are adopted have the size they were made with, whatever the flags say now.
+fn kept_sizes(sizes: &Sizes, capacity: &Capacity) -> Vec<String> {
+    [
+        ("--max-frontends", sizes.frontends, capacity.frontends),
+        ("--max-services", sizes.services, capacity.services),
+        ("--max-backends", sizes.backends, capacity.backends),
+    ]
+    .into_iter()
+    .filter(|(_, asked, there)| asked != there)
+    .map(|(flag, asked, there)| {
+        format!(
+            "{flag} {asked} has no effect: the maps of the earlier agent are kept, with room for \
+             {there}; to change it run `kube-portal cleanup` before"
+        )
+    })
+    .collect()
+}
+
 fn signal_error(source: std::io::Error) -> CliError {
     CliError::Io {
         what: "signal handlers",
@@ -119,6 +140,8 @@ async fn start_source(
     Ok(match &config.source {
         Source::Manifests(directory) => {
             let directory = directory.clone();
+            // Before anything is put into the kernel.
+            watch::file::check(&directory)?;
             log::info!("source: the manifests in {}", directory.display());
             tokio::spawn(async move {
                 watch::file::run(directory, node_name, events)

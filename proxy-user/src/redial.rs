@@ -9,6 +9,7 @@
 //! and it is dialled again when an endpoint appears.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     fs,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
@@ -37,28 +38,74 @@ pub struct Redialled {
 /// Looks at every connected UDP socket once, and moves those whose backend is gone.
 pub fn pass(store: &BpfStore) -> Redialled {
     let mut result = Redialled::default();
-    for (cookie, peer) in store.sockets() {
-        if peer.protocol != Protocol::Udp.number()
-            || is_live(store, &peer)
-            || !has_frontend(store, &peer)
-        {
-            continue;
+    let mut wanted: HashMap<u64, SocketFlow> = store
+        .sockets()
+        .filter(|(_, peer)| {
+            peer.protocol == Protocol::Udp.number()
+                && !is_live(store, peer)
+                && has_frontend(store, peer)
+        })
+        .collect();
+    // First the processes that connected them, then any other that they were handed to; each is
+    // searched once, however many sockets it has.
+    let owners: BTreeSet<u32> = wanted.values().map(|peer| peer.tgid).collect();
+    for pid in &owners {
+        in_process(store, *pid, &mut wanted, &mut result);
+    }
+    if !wanted.is_empty() {
+        for pid in processes().filter(|pid| !owners.contains(pid)) {
+            in_process(store, pid, &mut wanted, &mut result);
         }
-        match redial(store, cookie, &peer) {
+    }
+    for (cookie, peer) in wanted {
+        result.lost += 1;
+        log::debug!(
+            "UDP socket {cookie} of process {} to {}: no process has it",
+            peer.tgid,
+            peer.frontend
+        );
+    }
+    result
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Dials those of the wanted sockets again that the process has.
+fn in_process(
+    store: &BpfStore,
+    pid: u32,
+    wanted: &mut HashMap<u64, SocketFlow>,
+    result: &mut Redialled,
+) {
+    for socket in sockets_of(pid).into_iter().flatten() {
+        if wanted.is_empty() {
+            return;
+        }
+        let Ok(cookie) = sockopt::socket_cookie(&socket) else {
+            continue;
+        };
+        let Some(peer) = wanted.remove(&cookie) else {
+            continue;
+        };
+        match redial(store, &socket, cookie, &peer) {
             Ok(Outcome::Moved) => result.moved += 1,
             Ok(Outcome::Parked) => result.parked += 1,
-            Ok(Outcome::StillParked) => {}
-            Err(reason) => {
+            Ok(Outcome::StillParked | Outcome::Disconnected) => {}
+            Err(errno) => {
                 result.lost += 1;
                 log::debug!(
-                    "UDP socket {cookie} of process {} to {}: {reason}",
-                    peer.tgid,
+                    "UDP socket {cookie} of process {pid} to {}: connect: {errno}",
                     peer.frontend
                 );
             }
         }
     }
-    result
 }
 
 fn is_live(store: &BpfStore, peer: &SocketFlow) -> bool {
@@ -86,20 +133,21 @@ enum Outcome {
     Moved,
     Parked,
     StillParked,
+    /// By its application, of which no hook tells.
+    Disconnected,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum RedialError {
-    #[error("no process has it")]
-    NotFound,
-    #[error("connect: {0}")]
-    Connect(Errno),
-}
-
-fn redial(store: &BpfStore, cookie: u64, peer: &SocketFlow) -> Result<Outcome, RedialError> {
-    let socket = find(cookie, peer.tgid).ok_or(RedialError::NotFound)?;
+fn redial(
+    store: &BpfStore,
+    socket: &OwnedFd,
+    cookie: u64,
+    peer: &SocketFlow,
+) -> Result<Outcome, Errno> {
+    if rustix::net::getpeername(socket) == Err(Errno::NOTCONN) {
+        return Ok(Outcome::Disconnected);
+    }
     let park = SockAddr::parked(&peer.frontend.addr);
-    match connect(&socket, peer.frontend.socket_addr()) {
+    match connect(socket, peer.frontend.socket_addr()) {
         Ok(()) if store.socket(cookie).is_some_and(|now| now.backend_id == 0) => {
             // A kernel without bpf_set_retval: the hook parked it itself.
             Ok(if peer.backend_id == 0 {
@@ -111,10 +159,10 @@ fn redial(store: &BpfStore, cookie: u64, peer: &SocketFlow) -> Result<Outcome, R
         Ok(()) => Ok(Outcome::Moved),
         Err(Errno::CONNREFUSED) if peer.backend_id == 0 => Ok(Outcome::StillParked),
         Err(Errno::CONNREFUSED) => {
-            connect(&socket, park.socket_addr()).map_err(RedialError::Connect)?;
+            connect(socket, park.socket_addr())?;
             Ok(Outcome::Parked)
         }
-        Err(errno) => Err(RedialError::Connect(errno)),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -129,33 +177,20 @@ fn connect(socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
     rustix::net::connect(socket, &to)
 }
 
-/// A duplicate of the socket with this cookie: from the process that connected it, or from any other
-/// that it was handed to.
-fn find(cookie: u64, tgid: u32) -> Option<OwnedFd> {
-    find_in_process(cookie, tgid).or_else(|| {
-        fs::read_dir("/proc")
-            .ok()?
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid| *pid != tgid)
-            .find_map(|pid| find_in_process(cookie, pid))
-    })
-}
-
-fn find_in_process(cookie: u64, pid: u32) -> Option<OwnedFd> {
+/// Duplicates of the process's sockets, each made when it is asked for.
+fn sockets_of(pid: u32) -> Option<impl Iterator<Item = OwnedFd>> {
     let pidfd = pidfd_open(
         Pid::from_raw(i32::try_from(pid).ok()?)?,
         PidfdFlags::empty(),
     )
     .ok()?;
-    fs::read_dir(format!("/proc/{pid}/fd"))
-        .ok()?
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let fds = entries
         .flatten()
         .filter(|entry| {
             fs::read_link(entry.path())
                 .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
         })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|fd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok())
-        .find(|socket| sockopt::socket_cookie(socket) == Ok(cookie))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Some(fds.filter_map(move |fd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok()))
 }

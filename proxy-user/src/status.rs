@@ -55,6 +55,7 @@ impl Status {
     pub fn new(
         observed: &Observed,
         capacity: Capacity,
+        (sockets, socket_capacity): (usize, u32),
         counters: &[(Counter, u64)],
         programs: Vec<String>,
     ) -> Self {
@@ -134,6 +135,7 @@ impl Status {
                     map_use(observed.backends.len(), capacity.backends),
                 ),
                 ("slots", map_use(slots, capacity.slots)),
+                ("sockets", map_use(sockets, socket_capacity)),
             ]),
             counters: counters
                 .iter()

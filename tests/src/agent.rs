@@ -64,12 +64,17 @@ impl Node {
 
     /// The same with more arguments to `kube-portal run`.
     pub fn start_agent_with(&self, source: Source, extra: &[&str]) -> Result<Agent> {
+        self.start_agent_on(self.bpffs(), source, extra)
+    }
+
+    /// The same on another bpffs than the node's own.
+    pub fn start_agent_on(&self, bpffs: &Path, source: Source, extra: &[&str]) -> Result<Agent> {
         let mut agent = Agent {
             node: self.name().to_owned(),
             source,
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
             cgroup_root: self.cgroup().to_owned(),
-            bpffs_root: self.bpffs().to_owned(),
+            bpffs_root: bpffs.to_owned(),
             place: Arc::clone(self.agent_place()),
             child: None,
             log: Arc::default(),
@@ -123,6 +128,32 @@ impl Agent {
             let waited = self.log.grown.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits for a line of its log that contains every part, and yields it.
+    pub fn wait_line(&self, parts: &[&str], timeout: Duration) -> Result<String> {
+        let found = wait::until("a line", timeout, || {
+            let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+            self.log().into_iter().find(has_all)
+        });
+        found.map_err(|_| {
+            anyhow::anyhow!(
+                "agent of {}: no line with {parts:?}; log:\n{}",
+                self.node,
+                self.tail()
+            )
+        })
+    }
+
+    /// How many lines of its log contain `text`.
+    pub fn count_log(&self, text: &str) -> usize {
+        let state = self.log.state.lock();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        state
+            .lines
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
     }
 
     /// Everything it has logged since it was last started.
@@ -265,7 +296,8 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "info");
+            // Each sync is told: tests count them.
+            command.env("RUST_LOG", "info,proxy_user::app=debug");
         }
         Ok(command)
     }

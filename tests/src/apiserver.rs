@@ -46,6 +46,8 @@ struct Shared {
     /// Raised by 1 to close every connection; `None` to end.
     cuts: watch::Sender<Option<u64>>,
     hang: watch::Sender<bool>,
+    /// The resource whose requests are not answered.
+    held: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,21 +78,31 @@ impl Shared {
 
 impl ApiServer {
     pub fn start(listener: TcpListener) -> io::Result<Self> {
+        Self::start_with(listener, |_| ())
+    }
+
+    /// Nothing is answered before `prepare` has returned.
+    pub fn start_with(listener: TcpListener, prepare: impl FnOnce(&Self)) -> io::Result<Self> {
         let addr = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             cuts: watch::Sender::new(Some(0)),
             hang: watch::Sender::new(false),
+            held: watch::Sender::new(None),
         });
+        let server = Self {
+            addr,
+            shared: shared.clone(),
+        };
+        prepare(&server);
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let for_thread = shared.clone();
         thread::Builder::new()
             .name("apiserver".into())
-            .spawn(move || runtime.block_on(http::serve(listener, for_thread)))?;
-        Ok(Self { addr, shared })
+            .spawn(move || runtime.block_on(http::serve(listener, shared)))?;
+        Ok(server)
     }
 
     /// On a free port of 127.0.0.1.
@@ -152,6 +164,12 @@ impl ApiServer {
     /// While on, requests are accepted and not answered, and watches are silent.
     pub fn hang(&self, on: bool) {
         self.shared.hang.send_replace(on);
+    }
+
+    /// Does not answer requests for this resource ("services", "endpointslices", "nodes") until
+    /// another or none is held.
+    pub fn hold(&self, resource: Option<&str>) {
+        self.shared.held.send_replace(resource.map(str::to_owned));
     }
 
     /// Answers the next `n` requests with a status.

@@ -1,10 +1,11 @@
 //! Which BPF programs and links the kernel holds, asked from the kernel itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ pub const OURS: &str = "kp_";
 const PROG_GET_NEXT_ID: libc::c_int = 11;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const LINK_GET_FD_BY_ID: libc::c_int = 30;
 const LINK_GET_NEXT_ID: libc::c_int = 31;
 
@@ -27,6 +29,23 @@ struct IdAttr {
     id: u32,
     next_id: u32,
     open_flags: u32,
+}
+
+/// Attach types of hooks of sockets: connect, sendmsg, recvmsg, getpeername (4 and 6 each) and
+/// sock_release (enum bpf_attach_type in include/uapi/linux/bpf.h).
+const SOCKET_HOOKS: [u32; 9] = [10, 11, 14, 15, 19, 20, 29, 30, 34];
+
+/// bpf_attr of BPF_PROG_QUERY.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_count: u32,
+    padding: u32,
 }
 
 /// bpf_attr of BPF_OBJ_GET_INFO_BY_FD.
@@ -117,6 +136,28 @@ pub fn ours_since(before: &BTreeMap<u32, String>, timeout: Duration) -> Result<V
         }
     });
     gone.unwrap_or(Ok(left))
+}
+
+/// Ids of the programs attached to the socket hooks of a cgroup itself, one entry per hook.
+pub fn attached(cgroup: &Path) -> Result<Vec<(u32, BTreeSet<u32>)>> {
+    let directory = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
+    SOCKET_HOOKS
+        .iter()
+        .map(|&attach_type| {
+            let mut ids = [0_u32; 64];
+            let mut attr = QueryAttr {
+                target_fd: directory.as_raw_fd().try_into()?,
+                attach_type,
+                prog_ids: ids.as_mut_ptr() as u64,
+                prog_count: 64,
+                ..QueryAttr::default()
+            };
+            bpf(PROG_QUERY, &mut attr)
+                .with_context(|| format!("programs of hook {attach_type}"))?;
+            let count = usize::try_from(attr.prog_count)?;
+            Ok((attach_type, ids.into_iter().take(count).collect()))
+        })
+        .collect()
 }
 
 fn ids(command: libc::c_int) -> Result<Vec<u32>> {

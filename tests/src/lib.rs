@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod bpf;
 pub mod bpffs;
 pub mod cgroup;
+pub mod cluster;
 pub mod demo;
 mod layout;
 pub mod manifests;

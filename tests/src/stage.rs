@@ -115,6 +115,23 @@ impl Stage {
     }
 }
 
+/// Tries again until it goes well, and fails with the last error when [`PATIENCE`] is over.
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut last = None;
+    let done = wait::until(what, PATIENCE, || match attempt() {
+        Ok(value) => Some(value),
+        Err(error) => {
+            last = Some(error);
+            None
+        }
+    });
+    match (done, last) {
+        (Ok(value), _) => Ok(value),
+        (Err(late), Some(last)) => Err(last.context(late)),
+        (Err(late), None) => Err(late),
+    }
+}
+
 /// TCP and UDP on `port`, both families.
 pub fn serve(pod: &Pod, port: u16) -> Result<()> {
     for ip in [pod.ip4(), pod.ip6()] {

@@ -176,7 +176,10 @@ pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
         let idle_ns = now_ns.saturating_sub(flow.used_ns);
         match live(socket, frontend.service, flow.backend_id) {
             Some(choice) if idle_ns < UDP_IDLE_NS => {
-                if idle_ns > UDP_TOUCH_NS {
+                // Another frontend with this backend may have been sent to since: the answer is to
+                // come from this one.
+                let shown = socket.udp_reverse(&flow_key(key.cookie, &choice.address));
+                if idle_ns > UDP_TOUCH_NS || shown != Some(*to) {
                     keep(socket, &key, &choice, now_ns);
                 }
                 socket.count(Counter::SendKnownFlow);

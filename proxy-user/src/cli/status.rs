@@ -26,6 +26,7 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
     let status = Status::new(
         &store.observe()?,
         store.capacity(),
+        store.socket_use(),
         &store.counters()?,
         pins.linked_programs(),
     );

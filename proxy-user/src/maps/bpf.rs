@@ -25,6 +25,7 @@ pub struct BpfStore {
     slots: SharedArray,
     backends: SharedArray,
     sockets: BpfHashMap<MapData, u64, Bytes<{ SocketFlow::SIZE }>>,
+    socket_capacity: u32,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -51,14 +52,13 @@ impl BpfStore {
     pub fn open(
         mut open: impl FnMut(&'static str) -> Result<MapData, OpenError>,
     ) -> Result<Self, OpenError> {
+        fn capacity(map: &'static str, data: &MapData) -> Result<u32, OpenError> {
+            Ok(typed(map, data.info())?.max_entries())
+        }
         let frontends = open(map::FRONTENDS)?;
-        let frontend_capacity = frontends
-            .info()
-            .map_err(|source| OpenError::Open {
-                map: map::FRONTENDS,
-                source,
-            })?
-            .max_entries();
+        let frontend_capacity = capacity(map::FRONTENDS, &frontends)?;
+        let sockets = open(map::SOCKETS)?;
+        let socket_capacity = capacity(map::SOCKETS, &sockets)?;
         fn typed<T>(map: &'static str, result: Result<T, MapError>) -> Result<T, OpenError> {
             result.map_err(|source| OpenError::Open { map, source })
         }
@@ -75,10 +75,8 @@ impl BpfStore {
             services: SharedArray::new(map::SERVICES, open(map::SERVICES)?)?,
             slots: SharedArray::new(map::SLOTS, open(map::SLOTS)?)?,
             backends: SharedArray::new(map::BACKENDS, open(map::BACKENDS)?)?,
-            sockets: typed(
-                map::SOCKETS,
-                BpfHashMap::try_from(Map::HashMap(open(map::SOCKETS)?)),
-            )?,
+            sockets: typed(map::SOCKETS, BpfHashMap::try_from(Map::HashMap(sockets)))?,
+            socket_capacity,
             counters: typed(
                 map::COUNTERS,
                 PerCpuArray::try_from(Map::PerCpuArray(open(map::COUNTERS)?)),
@@ -110,6 +108,11 @@ impl BpfStore {
 
     pub fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.load(id).map(Backend::from_bytes)
+    }
+
+    /// Connected sockets that are remembered now, and for how many there is room.
+    pub fn socket_use(&self) -> (usize, u32) {
+        (self.sockets.keys().flatten().count(), self.socket_capacity)
     }
 }
 

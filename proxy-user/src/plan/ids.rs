@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proxy_common::abi::map;
+
 /// There is no room left in a map; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the map {map} is full: {needed} more needed, {used} of {capacity} used")]
@@ -10,6 +12,17 @@ pub struct Full {
     pub needed: u64,
     pub used: u64,
     pub capacity: u64,
+}
+
+impl Full {
+    /// The agent's flag that makes the map larger.
+    pub fn flag(&self) -> &'static str {
+        match self.map {
+            map::FRONTENDS => "--max-frontends",
+            map::SERVICES => "--max-services",
+            _ => "--max-backends",
+        }
+    }
 }
 
 /// Counts grace periods: what is freed in one epoch may be used again when every program that ran

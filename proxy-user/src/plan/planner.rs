@@ -31,7 +31,10 @@ pub struct Change {
 
 /// A Service port that was left as it is because a map has no room for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Service {key}: {full}; it stays as it is until there is room")]
+#[error(
+    "Service {key}: {full}; it stays as it is until there is room. For more, run `kube-portal \
+     cleanup` and start the agent with a larger {flag}", flag = .full.flag()
+)]
 pub struct Refused {
     pub key: PortKey,
     pub full: Full,

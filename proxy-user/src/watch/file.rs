@@ -30,22 +30,28 @@ const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
 /// Far above any manifest; a file beyond it is a mistake, not a manifest.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
+/// Whether there is such a folder.
+pub fn check(dir: &Path) -> Result<(), SourceError> {
+    let checked = fs::metadata(dir).and_then(|metadata| {
+        if metadata.is_dir() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::NotADirectory.into())
+        }
+    });
+    checked.map_err(|reason| SourceError::Folder {
+        dir: dir.to_owned(),
+        reason,
+    })
+}
+
 /// Runs until the receiver is gone.
 pub async fn run(
     dir: PathBuf,
     node_name: String,
     tx: mpsc::Sender<Event>,
 ) -> Result<(), SourceError> {
-    let metadata = fs::metadata(&dir).and_then(|metadata| {
-        if metadata.is_dir() {
-            Ok(metadata)
-        } else {
-            Err(io::ErrorKind::NotADirectory.into())
-        }
-    });
-    if let Err(reason) = metadata {
-        return Err(SourceError::Folder { dir, reason });
-    }
+    check(&dir)?;
     // Watched before it is read: a change in between is seen twice rather than never.
     let mut changes = match Changes::watch(&dir) {
         Ok(changes) => changes,

@@ -90,6 +90,9 @@ async fn answer(
     let Some(target) = Target::of(parts.uri.path()) else {
         return Ok(refused(404, "NotFound", "no such resource"));
     };
+    let is_free = |held: &Option<String>| held.as_deref() != Some(target.resource.plural);
+    // An error means that the server has ended.
+    let _ = shared.held.subscribe().wait_for(is_free).await;
     if parts.method == Method::POST && target.resource.plural == "events" {
         let object = match body.collect().await {
             Ok(body) => serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),

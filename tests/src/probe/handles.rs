@@ -134,6 +134,13 @@ impl Udp<'_> {
         self.probe.ask(request, Duration::ZERO).map(drop)
     }
 
+    /// connect() to AF_UNSPEC: it has no peer any more.
+    pub fn disconnect(&self) -> Result<()> {
+        self.probe
+            .ask(Request::UdpDisconnect { socket: self.id }, Duration::ZERO)
+            .map(drop)
+    }
+
     /// Closes it.
     pub fn close(self) -> Result<()> {
         self.probe

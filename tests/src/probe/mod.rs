@@ -99,6 +99,8 @@ pub enum Request {
     UdpPeerName { socket: u64 },
     /// connect() of an open UDP socket, to another address or again.
     UdpConnect { socket: u64, to: SocketAddr },
+    /// connect() to AF_UNSPEC: the socket has no peer any more.
+    UdpDisconnect { socket: u64 },
     /// Close a UDP socket.
     UdpClose { socket: u64 },
     /// A new UDP socket, one datagram and its answer, `count` times.

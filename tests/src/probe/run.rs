@@ -129,6 +129,9 @@ impl Probe {
             Request::UdpConnect { socket, to } => {
                 udp::reconnect(&*self.sockets.get(socket)?, to).map(|()| Response::Done)
             }
+            Request::UdpDisconnect { socket } => {
+                udp::disconnect(&*self.sockets.get(socket)?).map(|()| Response::Done)
+            }
             Request::UdpClose { socket } => self.sockets.remove(socket).map(|_| Response::Done),
             Request::UdpMany {
                 to,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use super::tcp::parse_answer;
@@ -31,6 +32,23 @@ pub(super) fn reconnect(socket: &UdpSocket, to: SocketAddr) -> Result<(), NetErr
     socket
         .connect(to)
         .map_err(|error| NetError::new(format!("connect UDP {to}"), &error, start))
+}
+
+pub(super) fn disconnect(socket: &UdpSocket) -> Result<(), NetError> {
+    let start = Instant::now();
+    let family = libc::sa_family_t::try_from(libc::AF_UNSPEC).unwrap_or_default();
+    let nobody = libc::sockaddr {
+        sa_family: family,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&nobody)).unwrap_or_default();
+    // SAFETY: the address is `length` bytes long, and the kernel only reads it.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(NetError::new("disconnect UDP", &error, start))
 }
 
 pub(super) fn peer_name(socket: &UdpSocket) -> Result<SocketAddr, NetError> {
