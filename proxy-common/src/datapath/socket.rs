@@ -139,10 +139,6 @@ fn connect_elsewhere(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
     let Some(mut flow) = socket.flow() else {
         return;
     };
-    if *to == flow.backend {
-        // A second copy of this program (while the agent replaces the first) sees the translation.
-        return;
-    }
     if *to == SockAddr::parked(&flow.frontend.addr) {
         flow.backend = *to;
         flow.backend_id = 0;

@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    os::fd::OwnedFd,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -14,7 +17,7 @@ use aya::{
 use proxy_common::abi::map;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Features, PinError, Pins};
+use super::{Features, PinError, Pins, link::PinnedCgroupLink};
 use crate::maps::bpf::{BpfStore, OpenError};
 
 /// The kernel object; empty when it was not built.
@@ -146,26 +149,40 @@ pub fn load(
 }
 
 impl Loaded {
-    /// Attaches every program to the cgroup and pins its link, in place of an earlier agent's. Other
-    /// tools' programs stay: links allow several.
+    /// Makes every program run in the cgroup, by links that are pinned. A link of an earlier agent is
+    /// given the new program, so that no call is seen by both or by neither. Other tools' programs
+    /// stay: links allow several.
     pub fn attach(&mut self, cgroup: &Path) -> Result<Vec<String>, LoadError> {
-        let directory = File::open(cgroup).map_err(|source| LoadError::Cgroup {
+        let cgroup_error = |source| LoadError::Cgroup {
             path: cgroup.to_owned(),
             source,
-        })?;
+        };
+        let directory = File::open(cgroup).map_err(cgroup_error)?;
+        let cgroup_id = directory.metadata().map_err(cgroup_error)?.ino();
         let mut attached = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
-            let link = link(program, &directory).map_err(|error| LoadError::Attach {
+            let refused = |error: &dyn std::error::Error| LoadError::Attach {
                 program: name.to_owned(),
                 cgroup: cgroup.to_owned(),
-                reason: reason(error.as_ref()),
-            })?;
-            self.pins.replace_link(name, link)?;
+                reason: reason(error),
+            };
+            let descriptor = program.fd().map_err(|error| refused(&error))?;
+            if !give_program(&self.pins.link(name), descriptor.as_fd(), cgroup_id) {
+                let link = link(program, &directory).map_err(|error| refused(error.as_ref()))?;
+                self.pins.replace_link(name, link)?;
+            }
             attached.push(name.to_owned());
         }
         attached.sort();
         Ok(attached)
     }
+}
+
+/// Whether the pinned link, if there is one and it is this cgroup's, now runs the program.
+fn give_program(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> bool {
+    PinnedCgroupLink::open(pin).is_ok_and(|link| {
+        link.cgroup_id().is_ok_and(|id| id == cgroup_id) && link.set_program(program).is_ok()
+    })
 }
 
 /// A link takes no flags: it always allows others beside it (cgroup_bpf_link_attach in

@@ -54,8 +54,14 @@ struct CgroupLinkInfo {
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is one of the structs above, valid for its size; what it points to outlives
     // the call, and the kernel writes only where the command says.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

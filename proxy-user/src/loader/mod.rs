@@ -2,6 +2,7 @@
 
 mod attach;
 mod features;
+mod link;
 mod pins;
 mod preflight;
 
