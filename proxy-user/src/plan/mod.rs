@@ -1,8 +1,11 @@
 //! Pure: which writes, in which order. `desired - applied`, ids, and when something is free again.
 
+mod adopt;
 mod execute;
 mod ids;
 mod planner;
+mod reclaim;
+mod record;
 mod step;
 
 pub use execute::{Failed, Report, execute};

@@ -10,17 +10,15 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceName, ServiceWord, SockAddr, map,
+    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceWord, SockAddr, map,
 };
 
 use super::{
+    adopt,
     ids::{Epoch, Full, IdPool, Run, RunPool},
     step::{Phase, Step},
 };
-use crate::{
-    maps::{Capacity, Observed},
-    model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope},
-};
+use crate::model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope};
 
 /// The desired state of all ports of one Service; none if it is gone.
 #[derive(Clone, Debug)]
@@ -52,165 +50,57 @@ pub struct Planned {
 pub struct Plan {
     pub steps: Vec<Planned>,
     pub refused: Vec<Refused>,
-    targets: HashMap<Arc<PortKey>, Target>,
+    pub(super) targets: HashMap<Arc<PortKey>, Target>,
 }
 
 /// What a port's switch leads to.
 #[derive(Debug)]
-struct Target {
-    run: Option<Run>,
-    slots: Vec<u32>,
-    wanted: BTreeSet<SocketAddr>,
+pub(super) struct Target {
+    pub(super) run: Option<Run>,
+    pub(super) slots: Vec<u32>,
+    pub(super) wanted: BTreeSet<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct KnownBackend {
-    id: u32,
+pub(super) struct KnownBackend {
+    pub(super) id: u32,
     /// No slot names it since the switch of this epoch.
-    disused: Option<Epoch>,
+    pub(super) disused: Option<Epoch>,
 }
 
 /// What the maps hold of one port.
 #[derive(Debug)]
-struct Port {
-    id: u32,
-    word: ServiceWord,
-    run: Option<Run>,
-    slots: Vec<u32>,
-    backends: BTreeMap<SocketAddr, KnownBackend>,
-    frontends: BTreeSet<FrontendAddress>,
+pub(super) struct Port {
+    pub(super) id: u32,
+    pub(super) word: ServiceWord,
+    pub(super) run: Option<Run>,
+    pub(super) slots: Vec<u32>,
+    pub(super) backends: BTreeMap<SocketAddr, KnownBackend>,
+    pub(super) frontends: BTreeSet<FrontendAddress>,
     /// Not wanted any more; its frontends are gone since this epoch.
-    disused: Option<Epoch>,
+    pub(super) disused: Option<Epoch>,
 }
 
 #[derive(Debug)]
 pub struct Planner {
-    ports: BTreeMap<Arc<PortKey>, Port>,
+    pub(super) ports: BTreeMap<Arc<PortKey>, Port>,
     /// Owner of every frontend in the map, by service id.
-    frontends: HashMap<FrontendAddress, (u32, FrontendKind)>,
-    frontend_capacity: u32,
-    service_ids: IdPool,
-    backend_ids: IdPool,
-    runs: RunPool,
-    epoch: Epoch,
+    pub(super) frontends: HashMap<FrontendAddress, (u32, FrontendKind)>,
+    pub(super) frontend_capacity: u32,
+    pub(super) service_ids: IdPool,
+    pub(super) backend_ids: IdPool,
+    pub(super) runs: RunPool,
+    pub(super) epoch: Epoch,
     /// Ports with something to reclaim.
-    disused: BTreeSet<(Epoch, Arc<PortKey>)>,
+    pub(super) disused: BTreeSet<(Epoch, Arc<PortKey>)>,
     /// Frontends that a port gave up and that are left in the map for another port to take over.
-    given_up: BTreeMap<FrontendAddress, Arc<PortKey>>,
+    pub(super) given_up: BTreeMap<FrontendAddress, Arc<PortKey>>,
     /// Removals of what was found in the maps and is owned by nobody, until they are done.
-    strays: Vec<Step>,
-    unfreed: bool,
+    pub(super) strays: Vec<Step>,
+    pub(super) unfreed: bool,
 }
 
 impl Planner {
-    /// Recognises what an earlier agent left in the maps.
-    pub fn adopt(capacity: Capacity, observed: &Observed) -> Self {
-        let mut planner = Self {
-            ports: BTreeMap::new(),
-            frontends: HashMap::new(),
-            frontend_capacity: capacity.frontends,
-            // Element 0 of each array is never used.
-            service_ids: IdPool::new(map::SERVICES, capacity.services.saturating_sub(1)),
-            backend_ids: IdPool::new(map::BACKENDS, capacity.backends.saturating_sub(1)),
-            runs: RunPool::new(map::SLOTS, capacity.slots),
-            epoch: 1,
-            disused: BTreeSet::new(),
-            given_up: BTreeMap::new(),
-            strays: Vec::new(),
-            unfreed: false,
-        };
-        let mut owners: HashMap<u32, Arc<PortKey>> = HashMap::new();
-        for (&id, name) in &observed.names {
-            match parse_name(name) {
-                Some(key) if !planner.ports.contains_key(&key) && planner.service_ids.adopt(id) => {
-                    let key = Arc::new(key);
-                    owners.insert(id, Arc::clone(&key));
-                    planner.adopt_port(key, id, observed);
-                }
-                _ => planner.stray_service(id),
-            }
-        }
-        for id in observed
-            .words
-            .keys()
-            .filter(|id| !observed.names.contains_key(id))
-        {
-            planner.stray_service(*id);
-        }
-        for (&id, backend) in &observed.backends {
-            let known = owners
-                .get(&backend.service)
-                .and_then(|key| planner.ports.get_mut(key));
-            let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
-            if !planner.backend_ids.adopt(id) {
-                continue;
-            }
-            match known {
-                Some(port) if !port.backends.contains_key(&address) => {
-                    port.backends
-                        .insert(address, KnownBackend { id, disused: None });
-                }
-                _ => planner.strays.push(Step::ClearBackend { id }),
-            }
-        }
-        for (key, frontend) in &observed.frontends {
-            let owner = owners
-                .get(&frontend.service)
-                .and_then(|key| planner.ports.get_mut(key));
-            let kind = FrontendKind::from_number(frontend.kind);
-            match (owner, frontend_address(key), kind) {
-                (Some(port), Some(address), Some(kind)) => {
-                    port.frontends.insert(address);
-                    planner.frontends.insert(address, (port.id, kind));
-                }
-                _ => planner.strays.push(Step::RemoveFrontend { key: *key }),
-            }
-        }
-        planner
-    }
-
-    /// An id whose owner can't be told: taken until its removal has been seen by everyone.
-    fn stray_service(&mut self, id: u32) {
-        if id != 0 {
-            self.service_ids.adopt(id);
-            self.strays.push(Step::Switch {
-                service: id,
-                word: ServiceWord::default(),
-            });
-            self.strays.push(Step::RemoveName { service: id });
-        }
-    }
-
-    fn adopt_port(&mut self, key: Arc<PortKey>, id: u32, observed: &Observed) {
-        let word = observed.words.get(&id).copied().unwrap_or_default();
-        let mut port = Port {
-            id,
-            word: ServiceWord::default(),
-            run: None,
-            slots: Vec::new(),
-            backends: BTreeMap::new(),
-            frontends: BTreeSet::new(),
-            disused: None,
-        };
-        if word.count() == 0 {
-            port.word = word;
-        } else {
-            let run = Run {
-                first: word.first_slot(),
-                order: Run::order_for(word.count() as usize),
-            };
-            // A run that can't be ours is left alone: the first plan switches to another.
-            if let Some(slots) = observed.slots.get(&run.first)
-                && self.runs.adopt(run)
-            {
-                port.word = word;
-                port.run = Some(run);
-                port.slots.clone_from(slots);
-            }
-        }
-        self.ports.insert(key, port);
-    }
-
     /// Services that have something in the maps.
     pub fn known_services(&self) -> BTreeSet<ObjectName> {
         self.ports
@@ -290,7 +180,7 @@ impl Planner {
     /// Ports that lose their last backend. Other ports may take over frontends of theirs in the same
     /// plan, and those frontends' clients must not be refused in between: such a switch comes after
     /// what others take, and before what the port itself takes.
-    fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
+    pub(super) fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
         plan.steps
             .iter()
             .filter(|planned| {
@@ -401,7 +291,7 @@ impl Planner {
         if is_new {
             push(Step::PutName {
                 service: id,
-                name: name_of(&key),
+                name: adopt::name_of(&key),
             });
         }
         for address in &missing {
@@ -548,195 +438,6 @@ impl Planner {
                 }),
         );
     }
-
-    /// Records that a step of `plan` has been executed.
-    pub fn done(&mut self, plan: &mut Plan, planned: &Planned) {
-        let epoch = self.epoch;
-        let key = &planned.port;
-        if !self.strays.is_empty() && **key == nobody() {
-            self.strays.retain(|step| *step != planned.step);
-        }
-        match &planned.step {
-            Step::PutName { service, .. } => {
-                self.ports.insert(
-                    Arc::clone(key),
-                    Port {
-                        id: *service,
-                        word: ServiceWord::default(),
-                        run: None,
-                        slots: Vec::new(),
-                        backends: BTreeMap::new(),
-                        frontends: BTreeSet::new(),
-                        disused: None,
-                    },
-                );
-            }
-            Step::WriteBackend { id, backend } => {
-                if let Some(port) = self.ports.get_mut(key) {
-                    let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
-                    port.backends.insert(
-                        address,
-                        KnownBackend {
-                            id: *id,
-                            disused: None,
-                        },
-                    );
-                }
-            }
-            Step::WriteSlots { .. } => {}
-            Step::Switch { word, .. } => self.switched(plan, key, *word),
-            Step::PutFrontend {
-                key: address,
-                frontend,
-            } => {
-                if let (Some(address), Some(kind), Some(port)) = (
-                    frontend_address(address),
-                    FrontendKind::from_number(frontend.kind),
-                    self.ports.get_mut(key),
-                ) {
-                    port.frontends.insert(address);
-                    self.frontends.insert(address, (frontend.service, kind));
-                    if let Some(loser) = self.given_up.remove(&address).filter(|l| l != key) {
-                        self.lost_frontend(&loser, &address);
-                    }
-                }
-            }
-            Step::RemoveFrontend { key: address } => {
-                if let Some(address) = frontend_address(address) {
-                    self.frontends.remove(&address);
-                    self.given_up.remove(&address);
-                    self.lost_frontend(key, &address);
-                }
-            }
-            Step::ClearBackend { id } => {
-                if let Some(port) = self.ports.get_mut(key) {
-                    port.backends.retain(|_, backend| backend.id != *id);
-                }
-                self.backend_ids.retire(epoch, *id);
-                self.unfreed = true;
-            }
-            Step::RemoveName { service } => {
-                if let Some(run) = self.ports.remove(key).and_then(|port| port.run) {
-                    self.runs.retire(epoch, run);
-                }
-                self.service_ids.retire(epoch, *service);
-                self.unfreed = true;
-            }
-        }
-    }
-
-    /// From now on nobody comes to the port by this frontend.
-    fn lost_frontend(&mut self, key: &Arc<PortKey>, address: &FrontendAddress) {
-        let Some(port) = self.ports.get_mut(key) else {
-            return;
-        };
-        port.frontends.remove(address);
-        if port.disused.is_some() {
-            port.disused = Some(self.epoch);
-            self.disused.insert((self.epoch, Arc::clone(key)));
-            self.unfreed = true;
-        }
-    }
-
-    fn switched(&mut self, plan: &mut Plan, key: &Arc<PortKey>, word: ServiceWord) {
-        let Some(port) = self.ports.get_mut(key) else {
-            return;
-        };
-        let word_changed = port.word != word;
-        port.word = word;
-        let Some(target) = plan.targets.remove(key) else {
-            // Going out of use: the run is freed with the name.
-            return;
-        };
-        if word_changed {
-            if let Some(run) = std::mem::replace(&mut port.run, target.run) {
-                self.runs.retire(self.epoch, run);
-                self.unfreed = true;
-            }
-            port.slots = target.slots;
-        }
-        for (address, backend) in &mut port.backends {
-            if !target.wanted.contains(address) && backend.disused.is_none() {
-                backend.disused = Some(self.epoch);
-                self.disused.insert((self.epoch, Arc::clone(key)));
-                self.unfreed = true;
-            }
-        }
-    }
-
-    /// What a step that failed, or was never tried, had reserved.
-    pub fn abandon(&mut self, plan: &mut Plan, planned: &Planned) {
-        match &planned.step {
-            Step::PutName { service, .. } => self.service_ids.give_back(*service),
-            Step::WriteBackend { id, .. } => self.backend_ids.give_back(*id),
-            Step::Switch { .. } => {
-                if let Some(run) = plan.targets.remove(&planned.port).and_then(|t| t.run) {
-                    self.runs.give_back(run);
-                }
-            }
-            // The next grace period that ends tries again.
-            Step::ClearBackend { .. } | Step::RemoveName { .. } => {
-                self.disused.insert((self.epoch, Arc::clone(&planned.port)));
-                self.unfreed = true;
-            }
-            Step::WriteSlots { .. } | Step::PutFrontend { .. } | Step::RemoveFrontend { .. } => {}
-        }
-    }
-
-    /// The epoch that a grace period beginning now ends; `None` if nothing waits for one.
-    pub fn begin_grace(&mut self) -> Option<Epoch> {
-        if !std::mem::take(&mut self.unfreed) {
-            return None;
-        }
-        self.epoch += 1;
-        Some(self.epoch - 1)
-    }
-
-    /// Every program that ran in `epoch` has ended. Returns the steps that reclaim what nobody can
-    /// see any more; execute and report them as any other plan.
-    pub fn passed(&mut self, epoch: Epoch) -> Plan {
-        self.service_ids.passed(epoch);
-        self.backend_ids.passed(epoch);
-        self.runs.passed(epoch);
-        let mut plan = Plan::default();
-        while let Some((at, key)) = self.disused.pop_first() {
-            if at > epoch {
-                self.disused.insert((at, key));
-                break;
-            }
-            let Some(port) = self.ports.get(&key) else {
-                continue;
-            };
-            let named = |address| {
-                self.frontends
-                    .get(address)
-                    .is_some_and(|(id, _)| *id == port.id)
-            };
-            // A frontend that could not be removed keeps what it names.
-            let gone =
-                port.disused.is_some_and(|at| at <= epoch) && !port.frontends.iter().any(named);
-            let mut push = |step| {
-                plan.steps.push(Planned {
-                    port: Arc::clone(&key),
-                    step,
-                });
-            };
-            for backend in port.backends.values() {
-                if gone || backend.disused.is_some_and(|at| at <= epoch) {
-                    push(Step::ClearBackend { id: backend.id });
-                }
-            }
-            if gone {
-                push(Step::Switch {
-                    service: port.id,
-                    word: ServiceWord::default(),
-                });
-                push(Step::RemoveName { service: port.id });
-            }
-        }
-        plan.steps.sort_by_key(|planned| planned.step.phase());
-        plan
-    }
 }
 
 /// How much of each map is in use, waiting elements included.
@@ -749,7 +450,7 @@ pub struct Used {
 }
 
 /// The key of steps that belong to no port.
-fn nobody() -> PortKey {
+pub(super) fn nobody() -> PortKey {
     PortKey {
         service: ObjectName::new("", ""),
         port: "".into(),
@@ -759,7 +460,7 @@ fn nobody() -> PortKey {
     }
 }
 
-fn frontend_key(address: &FrontendAddress) -> FrontendKey {
+pub(super) fn frontend_key(address: &FrontendAddress) -> FrontendKey {
     FrontendKey {
         addr: address.ip.into(),
         port_be: address.port.to_be(),
@@ -768,48 +469,10 @@ fn frontend_key(address: &FrontendAddress) -> FrontendKey {
     }
 }
 
-fn frontend_address(key: &FrontendKey) -> Option<FrontendAddress> {
+pub(super) fn frontend_address(key: &FrontendKey) -> Option<FrontendAddress> {
     Some(FrontendAddress {
         ip: key.addr.ip(),
         port: u16::from_be(key.port_be),
         protocol: Protocol::from_number(key.protocol)?,
-    })
-}
-
-fn name_of(key: &PortKey) -> ServiceName {
-    let family = match key.family {
-        Family::V4 => 4,
-        Family::V6 => 6,
-    };
-    // The API server limits the parts so that they fit; a manifest's name may be anything, and an
-    // over-long one is cut, which costs it nothing but its ids after a restart.
-    let mut text = key.service_port_name();
-    let mut end = text.len().min(144);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    ServiceName::new(&text, key.protocol.number(), family, key.scope as u8)
-        .expect("cut to the size of the field")
-}
-
-fn parse_name(name: &ServiceName) -> Option<PortKey> {
-    let text = name.text();
-    let (namespace, rest) = text.split_once('/')?;
-    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
-    Some(PortKey {
-        service: ObjectName::new(namespace, service),
-        port: port.into(),
-        protocol: Protocol::from_number(name.protocol)?,
-        family: match name.family {
-            4 => Family::V4,
-            6 => Family::V6,
-            _ => return None,
-        },
-        scope: match name.scope {
-            0 => Scope::Cluster,
-            1 => Scope::Local,
-            _ => return None,
-        },
     })
 }

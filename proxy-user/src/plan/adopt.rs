@@ -1,0 +1,166 @@
+//! Recognises what an earlier agent left in the maps: ids by the names stored beside them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use proxy_common::abi::{FrontendKind, Protocol, ServiceName, ServiceWord, SockAddr, map};
+
+use super::{
+    ids::{IdPool, Run, RunPool},
+    planner::{KnownBackend, Planner, Port, frontend_address},
+    step::Step,
+};
+use crate::{
+    maps::{Capacity, Observed},
+    model::{Family, ObjectName, PortKey, Scope},
+};
+
+impl Planner {
+    /// Recognises what an earlier agent left in the maps.
+    pub fn adopt(capacity: Capacity, observed: &Observed) -> Self {
+        let mut planner = Self {
+            ports: BTreeMap::new(),
+            frontends: HashMap::new(),
+            frontend_capacity: capacity.frontends,
+            // Element 0 of each array is never used.
+            service_ids: IdPool::new(map::SERVICES, capacity.services.saturating_sub(1)),
+            backend_ids: IdPool::new(map::BACKENDS, capacity.backends.saturating_sub(1)),
+            runs: RunPool::new(map::SLOTS, capacity.slots),
+            epoch: 1,
+            disused: BTreeSet::new(),
+            given_up: BTreeMap::new(),
+            strays: Vec::new(),
+            unfreed: false,
+        };
+        let mut owners: HashMap<u32, Arc<PortKey>> = HashMap::new();
+        for (&id, name) in &observed.names {
+            match parse_name(name) {
+                Some(key) if !planner.ports.contains_key(&key) && planner.service_ids.adopt(id) => {
+                    let key = Arc::new(key);
+                    owners.insert(id, Arc::clone(&key));
+                    planner.adopt_port(key, id, observed);
+                }
+                _ => planner.stray_service(id),
+            }
+        }
+        for id in observed
+            .words
+            .keys()
+            .filter(|id| !observed.names.contains_key(id))
+        {
+            planner.stray_service(*id);
+        }
+        for (&id, backend) in &observed.backends {
+            let known = owners
+                .get(&backend.service)
+                .and_then(|key| planner.ports.get_mut(key));
+            let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+            if !planner.backend_ids.adopt(id) {
+                continue;
+            }
+            match known {
+                Some(port) if !port.backends.contains_key(&address) => {
+                    port.backends
+                        .insert(address, KnownBackend { id, disused: None });
+                }
+                _ => planner.strays.push(Step::ClearBackend { id }),
+            }
+        }
+        for (key, frontend) in &observed.frontends {
+            let owner = owners
+                .get(&frontend.service)
+                .and_then(|key| planner.ports.get_mut(key));
+            let kind = FrontendKind::from_number(frontend.kind);
+            match (owner, frontend_address(key), kind) {
+                (Some(port), Some(address), Some(kind)) => {
+                    port.frontends.insert(address);
+                    planner.frontends.insert(address, (port.id, kind));
+                }
+                _ => planner.strays.push(Step::RemoveFrontend { key: *key }),
+            }
+        }
+        planner
+    }
+
+    /// An id whose owner can't be told: taken until its removal has been seen by everyone.
+    fn stray_service(&mut self, id: u32) {
+        if id != 0 {
+            self.service_ids.adopt(id);
+            self.strays.push(Step::Switch {
+                service: id,
+                word: ServiceWord::default(),
+            });
+            self.strays.push(Step::RemoveName { service: id });
+        }
+    }
+
+    fn adopt_port(&mut self, key: Arc<PortKey>, id: u32, observed: &Observed) {
+        let word = observed.words.get(&id).copied().unwrap_or_default();
+        let mut port = Port {
+            id,
+            word: ServiceWord::default(),
+            run: None,
+            slots: Vec::new(),
+            backends: BTreeMap::new(),
+            frontends: BTreeSet::new(),
+            disused: None,
+        };
+        if word.count() == 0 {
+            port.word = word;
+        } else {
+            let run = Run {
+                first: word.first_slot(),
+                order: Run::order_for(word.count() as usize),
+            };
+            // A run that can't be ours is left alone: the first plan switches to another.
+            if let Some(slots) = observed.slots.get(&run.first)
+                && self.runs.adopt(run)
+            {
+                port.word = word;
+                port.run = Some(run);
+                port.slots.clone_from(slots);
+            }
+        }
+        self.ports.insert(key, port);
+    }
+}
+
+pub(super) fn name_of(key: &PortKey) -> ServiceName {
+    let family = match key.family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
+    // The API server limits the parts so that they fit; a manifest's name may be anything, and an
+    // over-long one is cut, which costs it nothing but its ids after a restart.
+    let mut text = key.service_port_name();
+    let mut end = text.len().min(144);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    ServiceName::new(&text, key.protocol.number(), family, key.scope as u8)
+        .expect("cut to the size of the field")
+}
+
+fn parse_name(name: &ServiceName) -> Option<PortKey> {
+    let text = name.text();
+    let (namespace, rest) = text.split_once('/')?;
+    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
+    Some(PortKey {
+        service: ObjectName::new(namespace, service),
+        port: port.into(),
+        protocol: Protocol::from_number(name.protocol)?,
+        family: match name.family {
+            4 => Family::V4,
+            6 => Family::V6,
+            _ => return None,
+        },
+        scope: match name.scope {
+            0 => Scope::Cluster,
+            1 => Scope::Local,
+            _ => return None,
+        },
+    })
+}

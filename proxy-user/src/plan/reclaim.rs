@@ -1,0 +1,68 @@
+//! What fell out of use, once every program that could still see it has ended.
+
+use std::sync::Arc;
+
+use proxy_common::abi::ServiceWord;
+
+use super::{
+    ids::Epoch,
+    planner::{Plan, Planned, Planner},
+    step::Step,
+};
+
+impl Planner {
+    /// The epoch that a grace period beginning now ends; `None` if nothing waits for one.
+    pub fn begin_grace(&mut self) -> Option<Epoch> {
+        if !std::mem::take(&mut self.unfreed) {
+            return None;
+        }
+        self.epoch += 1;
+        Some(self.epoch - 1)
+    }
+
+    /// Every program that ran in `epoch` has ended. Returns the steps that reclaim what nobody can
+    /// see any more; execute and report them as any other plan.
+    pub fn passed(&mut self, epoch: Epoch) -> Plan {
+        self.service_ids.passed(epoch);
+        self.backend_ids.passed(epoch);
+        self.runs.passed(epoch);
+        let mut plan = Plan::default();
+        while let Some((at, key)) = self.disused.pop_first() {
+            if at > epoch {
+                self.disused.insert((at, key));
+                break;
+            }
+            let Some(port) = self.ports.get(&key) else {
+                continue;
+            };
+            let named = |address| {
+                self.frontends
+                    .get(address)
+                    .is_some_and(|(id, _)| *id == port.id)
+            };
+            // A frontend that could not be removed keeps what it names.
+            let gone =
+                port.disused.is_some_and(|at| at <= epoch) && !port.frontends.iter().any(named);
+            let mut push = |step| {
+                plan.steps.push(Planned {
+                    port: Arc::clone(&key),
+                    step,
+                });
+            };
+            for backend in port.backends.values() {
+                if gone || backend.disused.is_some_and(|at| at <= epoch) {
+                    push(Step::ClearBackend { id: backend.id });
+                }
+            }
+            if gone {
+                push(Step::Switch {
+                    service: port.id,
+                    word: ServiceWord::default(),
+                });
+                push(Step::RemoveName { service: port.id });
+            }
+        }
+        plan.steps.sort_by_key(|planned| planned.step.phase());
+        plan
+    }
+}
