@@ -46,6 +46,8 @@ pub enum Reason {
     OtherFamily { addr: IpAddr, expected: Family },
     #[error("{addr} is a second {family} address")]
     SecondOfFamily { addr: IpAddr, family: Family },
+    #[error("{0} is listed before in this slice")]
+    RepeatedAddress(IpAddr),
     #[error("the Service has no address of its own")]
     NoClusterIp,
     #[error("{0} is not a port number")]
@@ -91,6 +93,9 @@ impl Reason {
             }
             Self::NotAPort(_) => "use 1 to 65535",
             Self::UnknownProtocol(_) => "use TCP, UDP or SCTP",
+            Self::RepeatedAddress(_) => {
+                "list it once; it counts once, and a record that is not terminating comes first"
+            }
             Self::DuplicatePortName(_) => "give each port a name of its own",
             Self::DuplicatePort(_) => "keep one port for each number and protocol",
             Self::UnknownValue(_) => "correct the spelling, or upgrade kube-portal",

@@ -107,6 +107,7 @@ fn endpoints(
     problems: &mut Problems,
 ) -> Vec<Endpoint> {
     let mut kept = Vec::with_capacity(endpoints.len());
+    let mut seen = HashSet::new();
     for (i, endpoint) in endpoints.into_iter().enumerate() {
         // The API allows more addresses but never gave the others a meaning (KEP-752).
         let Some(text) = endpoint.addresses.first() else {
@@ -120,6 +121,10 @@ fn endpoints(
             let expected = family;
             problems.add(field(), Reason::OtherFamily { addr, expected });
             continue;
+        }
+        if !seen.insert(addr) {
+            // Both are kept: which one counts is for the model to say, across all slices.
+            problems.add(field(), Reason::RepeatedAddress(addr));
         }
         let conditions = endpoint.conditions.unwrap_or_default();
         let hints = endpoint.hints.unwrap_or_default();

@@ -249,3 +249,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_address_listed_twice_is_told_and_both_records_are_kept() {
+    let (slice, problems) = of_service(
+        "IPv4",
+        json!([{"name": "http", "port": 80}]),
+        json!([
+            {"addresses": ["10.1.0.1"], "conditions": {"terminating": true}},
+            {"addresses": ["10.1.0.1"]},
+        ]),
+    );
+    assert_eq!(slice.endpoints.len(), 2);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for part in [
+        "EndpointSlice ns/svc-1",
+        "endpoints[1].addresses[0]",
+        "10.1.0.1",
+        "once",
+    ] {
+        assert!(problems[0].contains(part), "{part} not in {}", problems[0]);
+    }
+}
