@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tests::probe::{BenchKind, BenchPlan, ChurnPlan, Proto};
 use tests::{EndpointSlice, ManifestDir, Pod, Service, World, net_error, residue, wait};
 
-/// Tells the victim that its killer is about.
+/// Set in the copy of the test's own process that is to be killed.
 const VICTIM: &str = "KUBE_PORTAL_TEST_VICTIM";
 
 fn two_nodes() -> Result<World> {
@@ -379,14 +379,8 @@ fn a_panic_inside_a_world_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Runs only in a child process: holds a world until it is killed.
-#[test]
-#[ignore = "what_a_killed_process_left_is_swept starts it, and kills it"]
-fn victim_that_waits_to_be_killed() -> Result<()> {
-    // With --include-ignored nobody would ever kill it.
-    if std::env::var_os(VICTIM).is_none() {
-        return Ok(());
-    }
+/// Holds a world until it is killed.
+fn be_the_victim() -> Result<()> {
     let world = two_nodes()?;
     let pod = world.pod("client-a");
     pod.serve(Proto::Udp, (pod.ip4(), 1), "x")?;
@@ -402,11 +396,13 @@ fn victim_that_waits_to_be_killed() -> Result<()> {
 
 #[test]
 fn what_a_killed_process_left_is_swept() -> Result<()> {
+    if std::env::var_os(VICTIM).is_some() {
+        return be_the_victim();
+    }
     let mut victim = Command::new(std::env::current_exe()?)
         .args([
-            "--ignored",
             "--exact",
-            "victim_that_waits_to_be_killed",
+            "what_a_killed_process_left_is_swept",
             "--nocapture",
         ])
         .env(VICTIM, "1")
