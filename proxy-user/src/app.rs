@@ -1,6 +1,9 @@
 //! The agent: wires source, syncer and kernel together, and lives until it is told to stop.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -39,6 +42,7 @@ pub struct Config {
 const EVENT_QUEUE: usize = 1024;
 /// Events folded into one plan at most, so that a flood can't keep the first of it from the maps.
 const BATCH: usize = 4096;
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const RETRY: Duration = Duration::from_secs(5);
 /// Where the kernel can't be asked to wait for its readers: longer than any program can run.
 const GRACE_BY_TIME: Duration = Duration::from_secs(1);
@@ -66,6 +70,9 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     );
     for line in kept_sizes(&config.sizes, &store.capacity()) {
         log::warn!("{line}");
+    }
+    if !Path::new(KERNEL_BTF).exists() {
+        log::info!("this kernel has no BTF ({KERNEL_BTF}); nothing is off, as no program needs it");
     }
     let observed = store.observe()?;
     if !observed.frontends.is_empty() {
