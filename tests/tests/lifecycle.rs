@@ -128,7 +128,11 @@ fn restarts_under_load_fail_no_connection() -> Result<()> {
     let churn = world.pod("client").probe().churn(churn_plan())?;
     for round in 0..12 {
         match round % 3 {
-            0 => stage.agent.stop()?,
+            0 => {
+                // Before that line it has no signal handlers, and ends as any process would.
+                stage.agent.wait_log("source: ", PATIENCE)?;
+                stage.agent.stop()?;
+            }
             // In the middle of whatever it does.
             1 => stage.agent.kill(),
             _ => {
