@@ -16,6 +16,10 @@ use proxy_common::abi::{
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
+/// Cookie of the node's network namespace; 0 for the initial one.
+#[unsafe(no_mangle)]
+pub(crate) static NODE_NETNS: Global<u64> = Global::new(0);
+
 /// The agent writes these through shared memory, one aligned store at a time.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
 

@@ -15,7 +15,7 @@ use crate::{
     cli::CliError,
     loader::{self, Features, Loaded, Pins, Sizes},
     maps::{Capacity, MapStore as _, bpf::BpfStore},
-    model::{Event, Model, Node},
+    model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
     sync::{Outcome, Syncer},
@@ -33,6 +33,7 @@ pub enum Source {
 pub struct Config {
     pub source: Source,
     pub node_name: String,
+    pub node_ports: NodePortScope,
     pub cgroup_root: PathBuf,
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
@@ -51,6 +52,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
     let (events, received) = mpsc::channel(EVENT_QUEUE);
+    tokio::spawn(watch::node_addr::run(events.clone()));
     let mut source = start_source(&config, events).await?;
 
     let features = Features::probe();
@@ -84,10 +86,11 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     }
     let planner = Planner::adopt(store.capacity(), &observed);
     drop(observed);
-    let model = Model::new(Node {
+    let node = Node {
         name: config.node_name.as_str().into(),
-        zone: None,
-    });
+        ..Node::default()
+    };
+    let model = Model::new(node, config.node_ports.clone());
     let redialer = pins.open_store()?;
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),

@@ -1,6 +1,7 @@
 use std::{net::IpAddr, num::NonZeroU16};
 
 use super::*;
+use crate::model::NodePortScope;
 use crate::{
     maps::{Capacity, fake::FakeStore},
     model::{
@@ -60,7 +61,11 @@ fn endpoints(service: &str, count: u8) -> Event {
 /// An agent that starts on these maps.
 fn start(store: FakeStore) -> Syncer<FakeStore> {
     let planner = Planner::adopt(store.capacity(), &store.observe().unwrap());
-    Syncer::new(Model::new(Node::default()), planner, store)
+    Syncer::new(
+        Model::new(Node::default(), NodePortScope::Primary),
+        planner,
+        store,
+    )
 }
 
 fn list(syncer: &mut Syncer<FakeStore>, kind: Kind, events: Vec<Event>) {

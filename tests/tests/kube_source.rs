@@ -162,7 +162,8 @@ impl Source {
             Event::SliceGone(gone) => {
                 self.slices.remove(&name(&gone));
             }
-            Event::NodeChanged(Node { name, zone }) => {
+            Event::LocalAddresses(ips) => panic!("the API server knows none: {ips:?}"),
+            Event::NodeChanged(Node { name, zone, .. }) => {
                 assert_eq!(&*name, "n1");
                 self.zone = zone.map(|zone| zone.to_string());
             }

@@ -32,15 +32,27 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_PREFIX
     }
 
+    pub const V4_LOOPBACK: Self = Self::from_v4_word(0x7f00_0001_u32.to_be());
+    pub const V6_LOOPBACK: Self = Self {
+        words: [0, 0, 0, 1_u32.to_be()],
+    };
+
+    /// `0.0.0.0` or `::`.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.words[0] == 0
+            && self.words[1] == 0
+            && self.words[3] == 0
+            && (self.words[2] == 0 || self.words[2] == V4_PREFIX)
+    }
+
     /// The loopback address of the same family.
     #[inline(always)]
     pub const fn loopback_like(&self) -> Self {
         if self.is_v4() {
-            Self::from_v4_word(0x7f00_0001_u32.to_be())
+            Self::V4_LOOPBACK
         } else {
-            Self {
-                words: [0, 0, 0, 1_u32.to_be()],
-            }
+            Self::V6_LOOPBACK
         }
     }
 }

@@ -52,6 +52,8 @@ counters! {
     SocketParked = "socket_parked",
     /// A translated socket that could not be remembered (no room): it sees the backend's address.
     SocketNotRemembered = "socket_not_remembered",
+    /// bind() of a process of the node to a NodePort, answered with EADDRINUSE.
+    BindInUse = "bind_in_use",
     /// A frontend whose service or backend does not exist. Never happens; the maps are damaged.
     TableDamaged = "table_damaged",
 }

@@ -20,8 +20,10 @@ abi_struct! {
         pub service: u32,
         /// A [`FrontendKind`].
         pub kind: u8,
+        /// Bits: [`Frontend::NODE_ONLY`].
+        pub flags: u8,
         /// Always 0.
-        pub zero: [u8; 3],
+        pub zero: [u8; 2],
     }
 
     /// Element of the map BACKENDS. `service` 0 means that the id is not in use.
@@ -38,13 +40,20 @@ abi_struct! {
     }
 }
 
-/// What kind of address a frontend is (BEHAVIOUR §1.2).
+impl Frontend {
+    /// Only for sockets in the node's own network namespace: a NodePort on a loopback address, which
+    /// in a pod is the pod's own.
+    pub const NODE_ONLY: u8 = 1;
+}
+
+/// What kind of address a frontend is (BEHAVIOUR §1.2, §1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum FrontendKind {
     ClusterIp = 1,
     ExternalIp = 2,
     LoadBalancer = 3,
+    NodePort = 4,
 }
 
 impl FrontendKind {
@@ -53,6 +62,7 @@ impl FrontendKind {
             1 => Some(Self::ClusterIp),
             2 => Some(Self::ExternalIp),
             3 => Some(Self::LoadBalancer),
+            4 => Some(Self::NodePort),
             _ => None,
         }
     }
@@ -62,6 +72,7 @@ impl FrontendKind {
             Self::ClusterIp => "ClusterIP",
             Self::ExternalIp => "ExternalIP",
             Self::LoadBalancer => "LoadBalancer",
+            Self::NodePort => "NodePort",
         }
     }
 }

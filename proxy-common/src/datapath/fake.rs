@@ -22,6 +22,8 @@ pub struct Maps {
     /// State of the generator; any sequence will do.
     pub seed: Cell<u64>,
     pub now_ns: Cell<u64>,
+    /// Sockets are those of the node, not of a pod.
+    pub of_node: Cell<bool>,
     /// As a kernel without bpf_set_retval.
     pub cannot_refuse: bool,
 }
@@ -91,6 +93,10 @@ impl Socket for FakeSocket<'_> {
 
     fn now_ns(&self) -> u64 {
         self.maps.now_ns.get()
+    }
+
+    fn is_of_node(&self) -> bool {
+        self.maps.of_node.get()
     }
 
     fn tgid(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! The socket path: what happens at connect, sendmsg, recvmsg and getpeername (DESIGN §3.1).
+//! The socket path: what happens at connect, sendmsg, recvmsg, getpeername and bind (DESIGN §3.1).
 //!
 //! A connected socket is translated once, at connect(); afterwards no program runs for it. What it
 //! dialled is kept under its cookie until it is closed. (Socket storage would need no room of its
@@ -7,8 +7,8 @@
 
 use super::lookup::{Choice, NoChoice, Tables, choose, live};
 use crate::abi::{
-    Counter, FrontendKey, Protocol, SockAddr, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow,
-    UdpFlowKey,
+    Addr, Counter, Frontend, FrontendKey, FrontendKind, Protocol, SockAddr, SocketFlow,
+    UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey,
 };
 
 /// One call of a hook: the socket it runs for, and what is remembered of sockets.
@@ -18,6 +18,8 @@ pub trait Socket: Tables {
     fn now_ns(&self) -> u64;
     /// The calling process, in the initial pid namespace.
     fn tgid(&self) -> u32;
+    /// Whether the socket is in the node's own network namespace.
+    fn is_of_node(&self) -> bool;
     /// Whether the hook can make connect() fail with ECONNREFUSED (Linux 5.18).
     fn can_refuse(&self) -> bool;
 
@@ -66,10 +68,20 @@ fn flow_key(cookie: u64, peer: &SockAddr) -> UdpFlowKey {
     }
 }
 
+/// The frontend that a socket dials, if it is one for this socket.
+#[inline(always)]
+fn dialled(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Option<Frontend> {
+    let frontend = socket.frontend(&frontend_key(protocol, to))?;
+    if frontend.flags & Frontend::NODE_ONLY != 0 && !socket.is_of_node() {
+        return None;
+    }
+    Some(frontend)
+}
+
 /// connect(2) to `to`.
 #[inline(always)]
 pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdict {
-    let Some(frontend) = socket.frontend(&frontend_key(protocol, to)) else {
+    let Some(frontend) = dialled(socket, protocol, to) else {
         connect_elsewhere(socket, protocol, to);
         return Verdict::Pass;
     };
@@ -152,7 +164,7 @@ fn connect_elsewhere(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
 /// sendmsg(2) of a UDP socket that names the destination `to`.
 #[inline(always)]
 pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
-    let Some(frontend) = socket.frontend(&frontend_key(Protocol::Udp, to)) else {
+    let Some(frontend) = dialled(socket, Protocol::Udp, to) else {
         return Verdict::Pass;
     };
     // A connected socket hears only its peer, so what it sends elsewhere than to its peer gets no
@@ -248,3 +260,44 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
 #[cfg(test)]
 #[path = "socket_tests.rs"]
 mod tests;
+
+/// What bind(2) does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum BindVerdict {
+    Allow,
+    /// EADDRINUSE: the port is a live NodePort there, and a listener would never hear a client.
+    InUse,
+}
+
+/// bind(2) of a socket to `at`. Pods have their own ports; the node shares its with the NodePorts.
+#[inline(always)]
+pub fn bind(
+    tables: &impl Tables,
+    protocol: Protocol,
+    at: &SockAddr,
+    is_of_node: impl FnOnce() -> bool,
+) -> BindVerdict {
+    // Every NodePort is on the loopback address of its family: it stands for "any address".
+    let in_use = if at.addr.is_unspecified() {
+        let v4 = SockAddr::from_parts(Addr::V4_LOOPBACK, at.port_be);
+        let v6 = SockAddr::from_parts(Addr::V6_LOOPBACK, at.port_be);
+        // A socket on [::] hears IPv4 too.
+        is_node_port(tables, protocol, &v4)
+            || (!at.addr.is_v4() && is_node_port(tables, protocol, &v6))
+    } else {
+        is_node_port(tables, protocol, at)
+    };
+    if in_use && is_of_node() {
+        tables.count(Counter::BindInUse);
+        return BindVerdict::InUse;
+    }
+    BindVerdict::Allow
+}
+
+#[inline(always)]
+fn is_node_port(tables: &impl Tables, protocol: Protocol, at: &SockAddr) -> bool {
+    tables
+        .frontend(&frontend_key(protocol, at))
+        .is_some_and(|frontend| frontend.kind == FrontendKind::NodePort as u8)
+}

@@ -33,7 +33,8 @@ fn world(backends: &[&str], empty: Empty) -> Maps {
         let frontend = Frontend {
             service: SERVICE,
             kind: FrontendKind::ClusterIp as u8,
-            zero: [0; 3],
+            flags: 0,
+            zero: [0; 2],
         };
         maps.frontends
             .insert(frontend_key(protocol, &at(VIP)), frontend);
@@ -352,5 +353,61 @@ mod sending {
         let socket = maps.socket(COOKIE);
         assert_eq!(shown(receive(&socket, &at(A))).as_deref(), Some(VIP));
         assert_eq!(receive(&socket, &at(B)), None);
+    }
+}
+
+mod node_port {
+    use super::*;
+
+    const NODE: &str = "192.168.0.2:30080";
+    const LOCALHOST: &str = "127.0.0.1:30080";
+    const LOCALHOST6: &str = "[::1]:30080";
+
+    /// A NodePort of the Service on the node's address and on both loopback addresses.
+    fn node_port() -> Maps {
+        let mut maps = world(&[A], Empty::Refuse);
+        for (text, flags) in [
+            (NODE, 0),
+            (LOCALHOST, Frontend::NODE_ONLY),
+            (LOCALHOST6, Frontend::NODE_ONLY),
+        ] {
+            let frontend = Frontend {
+                service: SERVICE,
+                kind: FrontendKind::NodePort as u8,
+                flags,
+                zero: [0; 2],
+            };
+            maps.frontends
+                .insert(frontend_key(Protocol::Tcp, &at(text)), frontend);
+        }
+        maps
+    }
+
+    #[test]
+    fn on_a_loopback_address_it_is_for_the_nodes_own_processes() {
+        let maps = node_port();
+        assert_eq!(dial(&maps, Protocol::Tcp, LOCALHOST), Verdict::Pass);
+        assert_eq!(dial(&maps, Protocol::Tcp, NODE), rewrite(A));
+        maps.of_node.set(true);
+        assert_eq!(dial(&maps, Protocol::Tcp, LOCALHOST), rewrite(A));
+        assert_eq!(dial(&maps, Protocol::Tcp, NODE), rewrite(A));
+    }
+
+    #[test]
+    fn it_can_not_be_bound_where_it_answers_and_only_there() {
+        let maps = node_port();
+        let verdict = |protocol, text: &str, of_node| {
+            bind(&maps.socket(COOKIE), protocol, &at(text), || of_node)
+        };
+        let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+        for text in [NODE, LOCALHOST, LOCALHOST6, "0.0.0.0:30080", "[::]:30080"] {
+            assert_eq!(verdict(tcp, text, true), BindVerdict::InUse, "{text}");
+            assert_eq!(verdict(tcp, text, false), BindVerdict::Allow, "{text}");
+            assert_eq!(verdict(udp, text, true), BindVerdict::Allow, "{text}");
+        }
+        for text in ["0.0.0.0:30081", "10.1.0.1:30080", "127.0.0.2:30080", VIP] {
+            assert_eq!(verdict(tcp, text, true), BindVerdict::Allow, "{text}");
+        }
+        assert_eq!(maps.counter(Counter::BindInUse), 5);
     }
 }

@@ -6,6 +6,7 @@ use super::{CliError, PinArgs};
 use crate::{
     app,
     loader::{Sizes, check_bpffs, check_cgroup, check_node, find_cgroup_root},
+    model::NodePortScope,
 };
 
 #[derive(Args, Debug)]
@@ -26,6 +27,15 @@ pub(super) struct RunArgs {
     cgroup_root: Option<PathBuf>,
     #[command(flatten)]
     pins: PinArgs,
+    /// Addresses of this node on which NodePorts answer: `primary` (the Node object's InternalIPs) or
+    /// CIDRs, comma-separated. The node's own processes always reach them on 127.0.0.1 and ::1.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "primary"
+    )]
+    nodeport_addresses: Vec<String>,
     /// Room for this many frontends (address, port and protocol).
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
@@ -63,12 +73,15 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             .to_string_lossy()
             .to_lowercase(),
     };
+    let node_ports = NodePortScope::parse(&args.nodeport_addresses)
+        .map_err(|error| CliError::Usage(format!("--nodeport-addresses: {error}")))?;
     let config = app::Config {
         source: match args.manifests {
             Some(directory) => app::Source::Manifests(directory),
             None => app::Source::Kubernetes(args.kubeconfig),
         },
         node_name,
+        node_ports,
         cgroup_root,
         bpffs_root: args.pins.bpffs_root,
         sizes: Sizes {

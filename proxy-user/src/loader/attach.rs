@@ -107,6 +107,7 @@ pub fn load(
     let has_set_retval = u8::from(features.set_retval);
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .override_global("NODE_NETNS", &features.node_netns, true)
         .map_max_entries(map::FRONTENDS, sizes.frontends)
         .map_max_entries(map::SERVICES, sizes.services)
         .map_max_entries(map::NAMES, sizes.services)

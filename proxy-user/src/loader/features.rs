@@ -1,5 +1,10 @@
 //! What this kernel can do, probed once and passed down.
 
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsRawFd as _,
+};
+
 use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
@@ -10,6 +15,9 @@ pub struct Features {
     /// bpf_set_retval in cgroup hooks (Linux 5.18, b44123b4a3dc): a refused connect() fails with
     /// ECONNREFUSED by itself.
     pub set_retval: bool,
+    /// Cookie of this process's network namespace, which is the node's (SO_NETNS_COOKIE, Linux 5.14,
+    /// e8b9eab99232). 0 on older kernels: there it must be the initial one.
+    pub node_netns: u64,
 }
 
 impl Features {
@@ -21,6 +29,28 @@ impl Features {
                 BpfHelper::BPF_FUNC_set_retval,
             )
             .unwrap_or(false),
+            node_netns: node_netns().unwrap_or(0),
         }
+    }
+}
+
+fn node_netns() -> std::io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).expect("eight bytes");
+    // SAFETY: the socket is open, and the kernel writes at most `length` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(std::io::Error::last_os_error())
     }
 }

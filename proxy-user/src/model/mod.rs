@@ -2,11 +2,13 @@
 
 mod claims;
 pub mod ingest;
+mod node_port;
 pub mod object;
 pub mod policy;
 mod snapshot;
 mod state;
 
+pub use node_port::{NodePortScope, ScopeError};
 pub use object::*;
 pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope};
 pub use state::{Model, Note};

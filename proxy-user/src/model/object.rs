@@ -146,6 +146,8 @@ pub struct Node {
     pub name: Arc<str>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// `status.addresses` of type InternalIP, the first of each family.
+    pub internal_ips: Vec<IpAddr>,
 }
 
 /// What a source tells the model. A list is `ListStarted`, the objects, `Listed`: whatever was known
@@ -159,4 +161,6 @@ pub enum Event {
     SliceApplied(EndpointSlice),
     SliceGone(ObjectName),
     NodeChanged(Node),
+    /// The addresses on this node's devices. Sorted.
+    LocalAddresses(Vec<IpAddr>),
 }

@@ -319,6 +319,7 @@ fn each_case_of_kube_proxys_table_comes_out_the_same() {
         let node = Node {
             name: "n1".into(),
             zone: row.zone.map(Into::into),
+            ..Node::default()
         };
         let policies = Policies {
             internal: row.internal,
@@ -425,7 +426,7 @@ proptest! {
         internal in any_policy(), external in any_policy(), externally_accessible in any::<bool>(),
         zone in prop::option::of("[ab]"),
     ) {
-        let node = Node { name: "n1".into(), zone: zone.map(Into::into) };
+        let node = Node { name: "n1".into(), zone: zone.map(Into::into), ..Node::default() };
         let policies = Policies { internal, external, externally_accessible };
         let choice = categorize(&endpoints, &policies, &node);
         prop_assert_eq!((choice.cluster, choice.local, choice.has_any), plain(&endpoints, &policies, &node));

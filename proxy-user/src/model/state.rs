@@ -10,8 +10,8 @@ use std::{
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use super::{
-    Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, Node, ObjectName, PortKey,
-    PortSnapshot, Scope, Service, ServicePort, TrafficPolicy,
+    Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, Node, NodePortScope, ObjectName,
+    PortKey, PortSnapshot, Scope, Service, ServicePort, TrafficPolicy,
     claims::{Claim, Claims},
     policy,
 };
@@ -85,6 +85,10 @@ pub struct Model {
     entries: HashMap<ObjectName, Entry>,
     slice_service: HashMap<ObjectName, ObjectName>,
     claims: Claims,
+    node_ports: NodePortScope,
+    local_ips: Vec<IpAddr>,
+    /// Where NodePorts answer: what `node_ports` selects of `local_ips`.
+    node_port_ips: Vec<IpAddr>,
     services: List,
     slices: List,
     touched: BTreeSet<ObjectName>,
@@ -92,11 +96,14 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(node: Node) -> Self {
-        Self {
+    pub fn new(node: Node, node_ports: NodePortScope) -> Self {
+        let mut model = Self {
             node,
+            node_ports,
             ..Self::default()
-        }
+        };
+        model.select_node_port_ips();
+        model
     }
 
     /// Whether both kinds have been listed; before that nothing may be written (BEHAVIOUR W5).
@@ -142,11 +149,16 @@ impl Model {
                 self.set_slice(slice);
             }
             Event::SliceGone(name) => self.remove_slice(&name),
+            Event::LocalAddresses(ips) => {
+                self.local_ips = ips;
+                self.select_node_port_ips();
+            }
             Event::NodeChanged(node) => {
                 if node != self.node {
                     self.node = node;
                     // The zone and the name decide for every Service.
                     self.touched.extend(self.entries.keys().cloned());
+                    self.select_node_port_ips();
                 }
             }
         }
@@ -205,22 +217,58 @@ impl Model {
             return;
         }
         let old = entry.service.take();
-        let old_claims = old.as_ref().map(claims_of).unwrap_or_default();
-        let new_claims = service.as_ref().map(claims_of).unwrap_or_default();
+        let claims = |service: &Option<Service>| match service {
+            Some(service) => claims_of(service, &self.node_port_ips),
+            None => Vec::new(),
+        };
+        let (old_claims, new_claims) = (claims(&old), claims(&service));
         entry.service = service;
         if entry.service.is_none() && entry.slices.is_empty() {
             self.entries.remove(name);
         }
         self.touched.insert(name.clone());
-        for (address, claim) in old_claims.iter().filter(|c| !new_claims.contains(c)) {
+        self.change_claims(&old_claims, new_claims);
+    }
+
+    fn change_claims(
+        &mut self,
+        old: &[(FrontendAddress, Claim)],
+        new: Vec<(FrontendAddress, Claim)>,
+    ) {
+        for (address, claim) in old.iter().filter(|c| !new.contains(c)) {
             if let Some(heir) = self.claims.remove(address, claim) {
                 self.touched.insert(heir.service);
             }
         }
-        for (address, claim) in new_claims.into_iter().filter(|c| !old_claims.contains(c)) {
+        for (address, claim) in new.into_iter().filter(|c| !old.contains(c)) {
             if let Some(loser) = self.claims.add(address, claim) {
                 self.touched.insert(loser.service);
             }
+        }
+    }
+
+    /// Touches the Services that have a NodePort, if it makes a difference.
+    fn select_node_port_ips(&mut self) {
+        let ips = self.node_ports.select(&self.local_ips, &self.node);
+        if ips == self.node_port_ips {
+            return;
+        }
+        let before = std::mem::replace(&mut self.node_port_ips, ips);
+        let mut changes = Vec::new();
+        for (name, entry) in &self.entries {
+            let Some(service) = &entry.service else {
+                continue;
+            };
+            if service.ports.iter().any(|port| port.node_port.is_some()) {
+                self.touched.insert(name.clone());
+                changes.push((
+                    claims_of(service, &before),
+                    claims_of(service, &self.node_port_ips),
+                ));
+            }
+        }
+        for (old, new) in changes {
+            self.change_claims(&old, new);
         }
     }
 
@@ -259,7 +307,8 @@ impl Model {
         let Some(entry) = self.entries.get_mut(name) else {
             return Vec::new();
         };
-        let (snapshots, notes) = snapshots(name, entry, &self.claims, &self.node);
+        let (snapshots, notes) =
+            snapshots(name, entry, &self.claims, &self.node, &self.node_port_ips);
         self.notes.extend(
             notes
                 .iter()
@@ -276,6 +325,7 @@ fn snapshots(
     entry: &Entry,
     claims: &Claims,
     node: &Node,
+    node_port_ips: &[IpAddr],
 ) -> (Vec<PortSnapshot>, Vec<Note>) {
     let mut notes = Vec::new();
     let Some(service) = &entry.service else {
@@ -289,7 +339,7 @@ fn snapshots(
     let mut families = HashSet::new();
     for port in &service.ports {
         for family in [Family::V4, Family::V6] {
-            let wanted = frontends_of(service, port, family);
+            let wanted = frontends_of(service, port, family, node_port_ips);
             if wanted.is_empty() {
                 continue;
             }
@@ -337,38 +387,46 @@ fn frontends_of(
     service: &Service,
     port: &ServicePort,
     family: Family,
+    node_port_ips: &[IpAddr],
 ) -> Vec<(FrontendAddress, FrontendKind)> {
-    let kinds = [
-        (&service.cluster_ips, FrontendKind::ClusterIp),
-        (&service.external_ips, FrontendKind::ExternalIp),
-        (&service.load_balancer_ips, FrontendKind::LoadBalancer),
-    ];
-    let mut seen: Vec<IpAddr> = Vec::new();
-    let mut frontends = Vec::new();
-    for (ips, kind) in kinds {
-        for ip in ips.iter().filter(|ip| Family::of(ip) == family) {
-            if seen.contains(ip) {
-                continue;
-            }
-            seen.push(*ip);
-            frontends.push((
-                FrontendAddress {
-                    ip: *ip,
-                    port: port.port.get(),
-                    protocol: port.protocol,
-                },
-                kind,
-            ));
+    let has_family = service
+        .cluster_ips
+        .iter()
+        .any(|ip| Family::of(ip) == family);
+    let node_port = port.node_port.filter(|_| has_family);
+    let at_port =
+        |ips: &[IpAddr], kind| -> Vec<_> { ips.iter().map(|ip| (*ip, port.port, kind)).collect() };
+    let candidates = at_port(&service.cluster_ips, FrontendKind::ClusterIp)
+        .into_iter()
+        .chain(at_port(&service.external_ips, FrontendKind::ExternalIp))
+        .chain(at_port(
+            &service.load_balancer_ips,
+            FrontendKind::LoadBalancer,
+        ))
+        .chain(node_port.into_iter().flat_map(|node_port| {
+            node_port_ips
+                .iter()
+                .map(move |ip| (*ip, node_port, FrontendKind::NodePort))
+        }));
+    let mut frontends: Vec<(FrontendAddress, FrontendKind)> = Vec::new();
+    for (ip, number, kind) in candidates.filter(|(ip, ..)| Family::of(ip) == family) {
+        let address = FrontendAddress {
+            ip,
+            port: number.get(),
+            protocol: port.protocol,
+        };
+        if !frontends.iter().any(|(known, _)| *known == address) {
+            frontends.push((address, kind));
         }
     }
     frontends
 }
 
-fn claims_of(service: &Service) -> Vec<(FrontendAddress, Claim)> {
+fn claims_of(service: &Service, node_port_ips: &[IpAddr]) -> Vec<(FrontendAddress, Claim)> {
     let mut claims = Vec::new();
     for port in &service.ports {
         for family in [Family::V4, Family::V6] {
-            for (address, kind) in frontends_of(service, port, family) {
+            for (address, kind) in frontends_of(service, port, family, node_port_ips) {
                 claims.push((
                     address,
                     Claim {

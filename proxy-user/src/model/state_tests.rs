@@ -62,7 +62,7 @@ fn slice(text: &str, service: &str, addresses: &[&str]) -> EndpointSlice {
 }
 
 fn model(events: impl IntoIterator<Item = Event>) -> Model {
-    let mut model = Model::new(Node::default());
+    let mut model = Model::new(Node::default(), NodePortScope::Primary);
     for event in events {
         model.apply(event);
     }
@@ -302,19 +302,25 @@ mod any_order {
             prop::collection::btree_set(ips(), 0..2),
             any::<bool>(),
             any::<bool>(),
+            any::<bool>(),
         )
-            .prop_map(|(text, created, ips, external, local, two_ports)| {
-                let ips: Vec<&str> = ips.into_iter().collect();
-                let mut service = service(text, created, &ips);
-                service.external_ips = external.into_iter().map(ip).collect();
-                if local {
-                    service.internal_policy = TrafficPolicy::Local;
-                }
-                if two_ports {
-                    service.ports.push(port("b", 81));
-                }
-                service
-            })
+            .prop_map(
+                |(text, created, ips, external, local, two_ports, node_port)| {
+                    let ips: Vec<&str> = ips.into_iter().collect();
+                    let mut service = service(text, created, &ips);
+                    service.external_ips = external.into_iter().map(ip).collect();
+                    if local {
+                        service.internal_policy = TrafficPolicy::Local;
+                    }
+                    if two_ports {
+                        service.ports.push(port("b", 81));
+                    }
+                    if node_port {
+                        service.ports[0].node_port = NonZeroU16::new(30080);
+                    }
+                    service
+                },
+            )
     }
 
     fn any_slice() -> impl Strategy<Value = EndpointSlice> {
@@ -363,8 +369,13 @@ mod any_order {
                 .prop_map(move |events| bracket(Kind::EndpointSlice, events)),
             1 => pick(&["n1", "n2"]).prop_map(|node| vec![Event::NodeChanged(Node {
                 name: node.into(),
-                zone: None,
+                internal_ips: vec![LOCAL[0].parse().expect("an IP")],
+                ..Node::default()
             })]),
+            1 => prop::sample::subsequence(LOCAL.to_vec(), 0..=LOCAL.len())
+                .prop_map(|ips| vec![Event::LocalAddresses(
+                    ips.iter().map(|ip| ip.parse().expect("an IP")).collect(),
+                )]),
         ]
     }
 
@@ -374,7 +385,10 @@ mod any_order {
         services: BTreeMap<ObjectName, Service>,
         slices: BTreeMap<ObjectName, EndpointSlice>,
         node: Node,
+        local: Vec<IpAddr>,
     }
+
+    const LOCAL: [&str; 3] = ["192.168.0.2", "10.1.0.1", "fd00::2"];
 
     impl Account {
         fn note(&mut self, event: &Event) {
@@ -392,6 +406,7 @@ mod any_order {
                 }
                 Event::SliceGone(name) => drop(self.slices.remove(name)),
                 Event::NodeChanged(node) => self.node = node.clone(),
+                Event::LocalAddresses(ips) => self.local.clone_from(ips),
             }
         }
     }
@@ -402,7 +417,7 @@ mod any_order {
             history in prop::collection::vec(any_events(), 0..30),
             reversed in any::<bool>(),
         ) {
-            let mut model = Model::new(Node::default());
+            let mut model = Model::new(Node::default(), NodePortScope::Primary);
             let mut account = Account::default();
             // What a syncer would have written: it asks only for what was touched.
             let mut written: BTreeMap<ObjectName, Vec<PortSnapshot>> = BTreeMap::new();
@@ -416,13 +431,14 @@ mod any_order {
                     written.insert(name, desired);
                 }
             }
+            let local = Event::LocalAddresses(account.local.clone());
             let services = account.services.values().cloned().map(Event::ServiceApplied);
             let slices = account.slices.values().cloned().map(Event::SliceApplied);
-            let mut events: Vec<Event> = services.chain(slices).collect();
+            let mut events: Vec<Event> = services.chain(slices).chain([local]).collect();
             if reversed {
                 events.reverse();
             }
-            let mut fresh = Model::new(account.node.clone());
+            let mut fresh = Model::new(account.node.clone(), NodePortScope::Primary);
             events.into_iter().for_each(|event| fresh.apply(event));
             let mut owners = HashMap::new();
             for text in SERVICES {

@@ -338,7 +338,8 @@ impl Planner {
                     frontend: Frontend {
                         service: id,
                         kind: *kind as u8,
-                        zero: [0; 3],
+                        flags: flags_of(address, *kind),
+                        zero: [0; 2],
                     },
                 });
             }
@@ -466,6 +467,15 @@ pub(super) fn frontend_key(address: &FrontendAddress) -> FrontendKey {
         port_be: address.port.to_be(),
         protocol: address.protocol.number(),
         zero: 0,
+    }
+}
+
+/// A pod's loopback address is its own.
+fn flags_of(address: &FrontendAddress, kind: FrontendKind) -> u8 {
+    if kind == FrontendKind::NodePort && address.ip.is_loopback() {
+        Frontend::NODE_ONLY
+    } else {
+        0
     }
 }
 

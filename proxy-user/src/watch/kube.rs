@@ -292,6 +292,7 @@ fn subject(event: &Event) -> String {
         Event::SliceApplied(slice) => format!("EndpointSlice {}", slice.name),
         Event::SliceGone(name) => format!("EndpointSlice {name}"),
         Event::NodeChanged(node) => format!("Node {}", node.name),
+        Event::LocalAddresses(_) => "addresses of the node".to_owned(),
         Event::ListStarted(kind) | Event::Listed(kind) => kind.to_string(),
     }
 }

@@ -1,4 +1,5 @@
-//! Sources of [`Event`](crate::model::Event)s: a Kubernetes API server, or a folder of manifests.
+//! Sources of [`Event`](crate::model::Event)s: a Kubernetes API server, or a folder of manifests; and
+//! the node's own addresses.
 
 use std::path::PathBuf;
 
@@ -6,6 +7,7 @@ use thiserror::Error;
 
 pub mod file;
 pub mod kube;
+pub mod node_addr;
 mod standing;
 
 /// Why a source can't start. Once started, a source keeps the last known state and tries again.

@@ -1,11 +1,27 @@
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Ingested, LABEL_ZONE};
-use crate::model::{Event, Node};
+use crate::model::{Event, Family, Node};
 
-/// Only the agent's own Node matters, and only its zone (`pkg/proxy/node.go`).
+/// Only the agent's own Node matters, and of it the zone and the addresses (`pkg/proxy/node.go`).
 pub fn node(node: core::Node, own_name: &str) -> Ingested {
     let own = node.metadata.name.as_deref() == Some(own_name);
+    let addresses = node.status.and_then(|status| status.addresses);
+    let mut internal_ips: Vec<IpAddr> = Vec::new();
+    for address in addresses.into_iter().flatten() {
+        let ip = (address.type_ == "InternalIP")
+            .then(|| address.address.parse::<IpAddr>().ok())
+            .flatten();
+        if let Some(ip) = ip
+            && !internal_ips
+                .iter()
+                .any(|known| Family::of(known) == Family::of(&ip))
+        {
+            internal_ips.push(ip);
+        }
+    }
     let zone = node
         .metadata
         .labels
@@ -16,6 +32,7 @@ pub fn node(node: core::Node, own_name: &str) -> Ingested {
             Event::NodeChanged(Node {
                 name: own_name.into(),
                 zone: zone.map(Into::into),
+                internal_ips,
             })
         }),
         problems: Vec::new(),
@@ -26,7 +43,7 @@ pub fn node(node: core::Node, own_name: &str) -> Ingested {
 pub fn node_gone(own_name: &str) -> Event {
     Event::NodeChanged(Node {
         name: own_name.into(),
-        zone: None,
+        ..Node::default()
     })
 }
 
@@ -47,11 +64,31 @@ mod tests {
             Some(Event::NodeChanged(Node {
                 name: "n1".into(),
                 zone: Some(zone.into()),
+                internal_ips: Vec::new(),
             }))
         };
         assert_eq!(ingest(json!({LABEL_ZONE: "a"})), zone("a"));
         assert_eq!(ingest(json!({LABEL_ZONE: ""})), Some(node_gone("n1")));
         assert_eq!(ingest(json!({})), Some(node_gone("n1")));
+    }
+
+    #[test]
+    fn its_first_internal_address_of_each_family_is_kept() {
+        let object = json!({"metadata": {"name": "n1"}, "status": {"addresses": [
+            {"type": "Hostname", "address": "n1"},
+            {"type": "ExternalIP", "address": "203.0.113.1"},
+            {"type": "InternalIP", "address": "192.168.0.2"},
+            {"type": "InternalIP", "address": "192.168.0.3"},
+            {"type": "InternalIP", "address": "fd00::2"},
+        ]}});
+        let ours = node(serde_json::from_value(object).expect("a Node"), "n1");
+        let Some(Event::NodeChanged(ours)) = ours.event else {
+            panic!("{ours:?}");
+        };
+        let wanted: Vec<IpAddr> = ["192.168.0.2", "fd00::2"]
+            .map(|ip| ip.parse().expect("an IP"))
+            .into();
+        assert_eq!(ours.internal_ips, wanted);
     }
 
     #[test]

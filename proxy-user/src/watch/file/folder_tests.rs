@@ -35,6 +35,7 @@ fn told(update: &Update) -> Vec<String> {
             Event::SliceApplied(slice) => format!("+{}", slice.name),
             Event::SliceGone(name) => format!("-{name}"),
             Event::NodeChanged(node) => format!("node {} {:?}", node.name, node.zone),
+            Event::LocalAddresses(ips) => format!("addresses {ips:?}"),
         })
         .collect()
 }

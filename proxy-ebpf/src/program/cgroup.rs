@@ -7,11 +7,15 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{Protocol, SockAddr, SocketCookie},
-    datapath::socket::{self, Verdict},
+    datapath::socket::{self, BindVerdict, Verdict},
 };
 
 use crate::{
-    context::{Family, Hook},
+    context::{
+        sock::Bound,
+        sock_addr::{Family, Hook},
+        tables::Kernel,
+    },
     maps,
 };
 
@@ -112,6 +116,30 @@ pub(crate) fn kp_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn kp_getpeername6(ctx: SockAddrContext) -> i32 {
     getpeername(ctx, Family::V6)
+}
+
+#[inline(always)]
+fn post_bind(ctx: SockContext, family: Family) -> i32 {
+    let bound = Bound::new(ctx, family);
+    let protocol = match bound.protocol() {
+        IPPROTO_TCP | IPPROTO_MPTCP => Protocol::Tcp,
+        IPPROTO_UDP => Protocol::Udp,
+        _ => return ALLOW,
+    };
+    match socket::bind(&Kernel, protocol, &bound.address(), || bound.is_of_node()) {
+        BindVerdict::Allow => ALLOW,
+        BindVerdict::InUse => bound.refuse(),
+    }
+}
+
+#[cgroup_sock(post_bind4)]
+pub(crate) fn kp_post_bind4(ctx: SockContext) -> i32 {
+    post_bind(ctx, Family::V4)
+}
+
+#[cgroup_sock(post_bind6)]
+pub(crate) fn kp_post_bind6(ctx: SockContext) -> i32 {
+    post_bind(ctx, Family::V6)
 }
 
 /// The last close of a socket.

@@ -1,0 +1,67 @@
+//! From a post_bind hook to what `proxy_common::datapath::socket::bind` asks for.
+
+use aya_ebpf::{helpers::generated::bpf_set_retval, programs::SockContext};
+use proxy_common::abi::{Addr, SockAddr};
+
+use super::{sock_addr::Family, tables::is_of_node};
+use crate::maps;
+
+const EADDRINUSE: i32 = 98;
+const DENY: i32 = 0;
+
+/// A socket that has just been given its address.
+pub(crate) struct Bound {
+    ctx: SockContext,
+    family: Family,
+}
+
+impl Bound {
+    #[inline(always)]
+    pub(crate) fn new(ctx: SockContext, family: Family) -> Self {
+        Self { ctx, family }
+    }
+
+    /// IANA protocol number.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u32 {
+        // SAFETY: the kernel passes a valid socket; every field below is one the verifier allows.
+        unsafe { (*self.ctx.sock).protocol }
+    }
+
+    #[inline(always)]
+    pub(crate) fn address(&self) -> SockAddr {
+        let sk = self.ctx.sock;
+        // SAFETY: see `protocol`.
+        let (addr, port) = unsafe {
+            let addr = match self.family {
+                Family::V4 => Addr::from_v4_word((*sk).src_ip4),
+                Family::V6 => Addr {
+                    words: [
+                        (*sk).src_ip6[0],
+                        (*sk).src_ip6[1],
+                        (*sk).src_ip6[2],
+                        (*sk).src_ip6[3],
+                    ],
+                },
+            };
+            (addr, (*sk).src_port)
+        };
+        // Here, and nowhere else, the kernel shows a port in host order.
+        SockAddr::from_parts(addr, (port as u16).to_be())
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_of_node(&self) -> bool {
+        is_of_node(self.ctx.sock.cast())
+    }
+
+    /// Makes bind() fail; without bpf_set_retval the kernel says EPERM.
+    #[inline(always)]
+    pub(crate) fn refuse(&self) -> i32 {
+        if maps::HAS_SET_RETVAL.load() != 0 {
+            // SAFETY: plain helper call.
+            unsafe { bpf_set_retval(-EADDRINUSE) };
+        }
+        DENY
+    }
+}

@@ -1,0 +1,3 @@
+//! Entries: one function a hook.
+
+mod cgroup;
