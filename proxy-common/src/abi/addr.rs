@@ -32,6 +32,11 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_PREFIX
     }
 
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 0
+    }
+
     /// The loopback address of the same family.
     #[inline(always)]
     pub const fn loopback_like(&self) -> Self {

@@ -382,7 +382,7 @@ impl Planner {
                     addr: sock_addr.addr,
                     port_be: sock_addr.port_be,
                     protocol: key.protocol.number(),
-                    zero: 0,
+                    flags: 0,
                     service: id,
                 },
             });
