@@ -3,8 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{
-        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
-        bpf_set_retval,
+        bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
     },
     programs::SockAddrContext,
 };
@@ -16,6 +15,7 @@ use proxy_common::{
     datapath::{lookup::Tables, socket::Socket},
 };
 
+use super::tables::Kernel;
 use crate::maps;
 
 const ECONNREFUSED: i32 = 111;
@@ -113,52 +113,32 @@ impl Hook {
 impl Tables for Hook {
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        // SAFETY: an element may be replaced while it is read, but then by one for the same
-        // frontend; it stays allocated until this program ends.
-        unsafe { maps::FRONTENDS.get(key) }.copied()
+        Kernel.frontend(key)
     }
 
     #[inline(always)]
     fn service(&self, id: u32) -> Option<ServiceWord> {
-        let word = maps::SERVICES.get_ptr(id)?;
-        // SAFETY: the pointer is in the array; volatile makes it one load.
-        Some(ServiceWord(unsafe { word.read_volatile() }))
+        Kernel.service(id)
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u32> {
-        maps::SLOTS.get(index).copied()
+        Kernel.slot(index)
     }
 
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<Backend> {
-        let backend = maps::BACKENDS.get_ptr(id)?;
-        // SAFETY: the pointer is in the array. The service is read first: the agent writes it last,
-        // and nothing else of an element while any program may still hold its id.
-        unsafe {
-            let service = (&raw const (*backend).service).read_volatile();
-            Some(Backend {
-                addr: (&raw const (*backend).addr).read_volatile(),
-                port_be: (&raw const (*backend).port_be).read_volatile(),
-                protocol: 0,
-                zero: 0,
-                service,
-            })
-        }
+        Kernel.backend(id)
     }
 
     #[inline(always)]
     fn random(&self) -> u32 {
-        // SAFETY: plain helper call.
-        unsafe { bpf_get_prandom_u32() }
+        Kernel.random()
     }
 
     #[inline(always)]
     fn count(&self, counter: Counter) {
-        if let Some(value) = maps::COUNTERS.get_ptr_mut(counter.index()) {
-            // SAFETY: this CPU's own element; programs of one hook don't interrupt one another.
-            unsafe { *value += 1 };
-        }
+        Kernel.count(counter);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Entries: one function a hook.
+//! Entries of the socket path.
 
 use aya_ebpf::{
     helpers::generated::bpf_get_socket_cookie,
@@ -11,7 +11,7 @@ use proxy_common::{
 };
 
 use crate::{
-    context::{Family, Hook},
+    context::sock_addr::{Family, Hook},
     maps,
 };
 

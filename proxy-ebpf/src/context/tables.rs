@@ -1,0 +1,65 @@
+//! The tables that every hook reads.
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use proxy_common::{
+    abi::{Backend, Counter, Frontend, FrontendKey, ServiceWord},
+    datapath::lookup::Tables,
+};
+
+use crate::maps;
+
+/// The maps in the kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // SAFETY: an element may be replaced while it is read, but then by one for the same
+        // frontend; it stays allocated until this program ends.
+        unsafe { maps::FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<ServiceWord> {
+        let word = maps::SERVICES.get_ptr(id)?;
+        // SAFETY: the pointer is in the array; volatile makes it one load.
+        Some(ServiceWord(unsafe { word.read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        let backend = maps::BACKENDS.get_ptr(id)?;
+        // SAFETY: the pointer is in the array. The service is read first: the agent writes it last,
+        // and nothing else of an element while any program may still hold its id.
+        unsafe {
+            let service = (&raw const (*backend).service).read_volatile();
+            Some(Backend {
+                addr: (&raw const (*backend).addr).read_volatile(),
+                port_be: (&raw const (*backend).port_be).read_volatile(),
+                protocol: 0,
+                flags: (&raw const (*backend).flags).read_volatile(),
+                service,
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: plain helper call.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        if let Some(value) = maps::COUNTERS.get_ptr_mut(counter.index()) {
+            // SAFETY: this CPU's own element; programs of one hook don't interrupt one another.
+            unsafe { *value += 1 };
+        }
+    }
+}
