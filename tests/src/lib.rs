@@ -15,6 +15,7 @@ pub mod demo;
 mod layout;
 pub mod manifests;
 pub mod netns;
+pub mod packet;
 pub mod pod;
 pub mod probe;
 pub mod residue;
