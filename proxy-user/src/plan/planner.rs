@@ -382,6 +382,7 @@ impl Planner {
                     addr: sock_addr.addr,
                     port_be: sock_addr.port_be,
                     protocol: key.protocol.number(),
+                    // Only the packet path reads them, and it is not attached yet.
                     flags: 0,
                     service: id,
                 },
