@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use proxy_common::{
+    abi::Counter,
     datapath::path::{self, Hook, Verdict, Work},
     wire::{bytes::Bytes, link::Link},
 };
@@ -163,9 +164,14 @@ fn what_a_packet_costs() -> Result<()> {
             println!("{name} to a pod {place}: first {new} ns, further {known} ns");
         }
     }
+    let first = udp(scene.vip()).frame();
+    kernel.run(Hook::Ingress, Link::Ethernet, &first, 1)?;
     let answer =
         udp(scene.vip()).between(std::net::SocketAddr::new(scene.pod(), 8080), scene.client());
+    let before = kernel.counters()?[&Counter::PacketReversed];
     let back = median(&mut kernel, &answer.frame(), false, Hook::Egress)?;
+    let reversed = kernel.counters()?[&Counter::PacketReversed] - before;
+    ensure!(reversed == RUNS as u64, "{reversed} answers reversed");
     println!("an answer from a pod here: {back} ns");
     Ok(())
 }
