@@ -3,12 +3,16 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
-use proxy_common::abi::{
-    Backend, Frontend, FrontendKey, ServiceName, SockAddr, SocketCookie, SocketFlow, UdpFlow,
-    UdpFlowKey,
+use proxy_common::{
+    abi::{
+        Addr, Backend, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+        PortRange, Route, ServiceName, SockAddr, SocketCookie, SocketFlow, Tuple, UdpFlow,
+        UdpFlowKey,
+    },
+    datapath::path::Work,
 };
 
 /// Whether the kernel has bpf_set_retval (5.18). A constant of the loaded program: on kernels
@@ -19,6 +23,11 @@ pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 /// Cookie of the node's network namespace; 0 for the initial one.
 #[unsafe(no_mangle)]
 pub(crate) static NODE_NETNS: Global<u64> = Global::new(0);
+/// The source ports for flows that leave this node; both ends are inside.
+#[unsafe(no_mangle)]
+pub(crate) static SNAT_FIRST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.first);
+#[unsafe(no_mangle)]
+pub(crate) static SNAT_LAST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.last);
 
 /// The agent writes these through shared memory, one aligned store at a time.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -53,3 +62,26 @@ pub(crate) static UDP_REVERSE: LruHashMap<UdpFlowKey, SockAddr, 1024> = LruHashM
 /// Indexed by `Counter`.
 #[btf_map(name = "KP_COUNTERS")]
 pub(crate) static COUNTERS: PerCpuArray<u64, 64> = PerCpuArray::new();
+
+/// Flows whose client has shown that it hears the answers. What finds no room stays in HALF_OPEN.
+#[btf_map(name = "KP_FLOWS")]
+pub(crate) static FLOWS: HashMap<Tuple, FlowEntry, 1024> = HashMap::new();
+
+/// Flows that any sender can begin; a flood of them pushes out only its like.
+#[btf_map(name = "KP_HALF_OPEN")]
+pub(crate) static HALF_OPEN: LruHashMap<Tuple, FlowEntry, 1024> = LruHashMap::new();
+
+#[btf_map(name = "KP_FRAGMENTS")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 1024> = LruHashMap::new();
+
+/// This node's addresses, by interface index.
+#[btf_map(name = "KP_DEVICES")]
+pub(crate) static DEVICES: HashMap<u32, Device, 256> = HashMap::new();
+
+/// What the agent copies of the main routing table. IPv4 prefixes count from bit 96.
+#[btf_map(name = "KP_ROUTES")]
+pub(crate) static ROUTES: LpmTrie<Addr, Route, 1024> = LpmTrie::new();
+
+/// The packet in hand. TC programs run with bottom halves off: none interrupts another on its CPU.
+#[btf_map(name = "KP_WORK")]
+pub(crate) static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();

@@ -17,6 +17,7 @@ mod layout;
 pub mod manifests;
 pub mod netns;
 pub mod oneshot;
+pub mod packet;
 pub mod pod;
 pub mod probe;
 pub mod residue;

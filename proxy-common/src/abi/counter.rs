@@ -56,4 +56,40 @@ counters! {
     BindInUse = "bind_in_use",
     /// A frontend whose service or backend does not exist. Never happens; the maps are damaged.
     TableDamaged = "table_damaged",
+    /// A packet that has nothing to do with a Service.
+    PacketPassed = "packet_passed",
+    /// A packet with headers that can't be; the stack will see to it.
+    PacketMalformed = "packet_malformed",
+    /// A fragment without ports that came before the one with them, or long after.
+    PacketOrphanFragment = "packet_orphan_fragment",
+    /// The first packet of a flow to a frontend, sent to a backend.
+    PacketNewFlow = "packet_new_flow",
+    /// A further packet to a frontend, sent to its flow's backend.
+    PacketForwarded = "packet_forwarded",
+    /// A packet of a backend, sent to the client as coming from the frontend.
+    PacketReversed = "packet_reversed",
+    /// An ICMP error about a translated packet, sent to whom it concerns.
+    PacketErrorTranslated = "packet_error_translated",
+    /// A packet to a Service without endpoints.
+    PacketNoEndpoints = "packet_no_endpoints",
+    /// A packet to a Service whose policy is Local, without an endpoint on this node.
+    PacketNoLocalEndpoint = "packet_no_local_endpoint",
+    /// A reset of a connection to a frontend that isn't known.
+    PacketStrayReset = "packet_stray_reset",
+    /// A new flow for which every source port that was tried toward its backend is taken.
+    PacketNoSnatPort = "packet_no_snat_port",
+    /// A new flow that leaves by a device on which this node has no address of its family.
+    PacketNoSource = "packet_no_source",
+    /// A new flow that couldn't be remembered.
+    PacketNoRoom = "packet_no_room",
+    /// A translated packet with nowhere to go.
+    PacketNoRoute = "packet_no_route",
+    /// A packet that came to the end of its TTL or hop limit here.
+    PacketTtlExceeded = "packet_ttl_exceeded",
+    /// A fragment of an SCTP packet whose ports would change: its checksum covers the other fragments.
+    PacketSctpFragment = "packet_sctp_fragment",
+    /// A packet that couldn't be written.
+    PacketNotWritten = "packet_not_written",
+    /// A flow that found no room in FLOWS and stays among the half-open ones.
+    FlowsFull = "flows_full",
 }

@@ -5,18 +5,26 @@
 //! changing [`ABI_VERSION`].
 
 mod addr;
+mod conntrack;
 mod counter;
 mod layout;
 mod name;
 mod protocol;
+mod route;
 mod service;
+mod snat;
 mod socket;
 
 pub use addr::{Addr, SockAddr};
+pub use conntrack::{
+    Direction, FLOW_TOUCH_NS, FRAGMENT_NS, FlowEntry, FragmentKey, FragmentPorts, Tuple, Via,
+};
 pub use counter::Counter;
 pub use name::ServiceName;
 pub use protocol::Protocol;
+pub use route::{Route, RouteKey};
 pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, ServiceWord};
+pub use snat::{Device, PortRange};
 pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
 
 /// Version of the map layout; names the directory of pins.
@@ -46,4 +54,13 @@ pub mod map {
         UDP_REVERSE,
         COUNTERS,
     ];
+
+    pub const FLOWS: &str = "KP_FLOWS";
+    pub const HALF_OPEN: &str = "KP_HALF_OPEN";
+    pub const FRAGMENTS: &str = "KP_FRAGMENTS";
+    pub const DEVICES: &str = "KP_DEVICES";
+    pub const ROUTES: &str = "KP_ROUTES";
+
+    /// What only the packet path uses.
+    pub const PACKET: &[&str] = &[FLOWS, HALF_OPEN, FRAGMENTS, DEVICES, ROUTES];
 }

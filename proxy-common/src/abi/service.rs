@@ -33,11 +33,16 @@ abi_struct! {
         pub port_be: u16,
         /// IANA protocol number.
         pub protocol: u8,
-        /// Always 0.
-        pub zero: u8,
+        /// Bits: [`Backend::LOCAL`].
+        pub flags: u8,
         /// The service it belongs to: a flow whose backend answers to another service is stale.
         pub service: u32,
     }
+}
+
+impl Backend {
+    /// A pod or process of this node: packets reach it through the stack.
+    pub const LOCAL: u8 = 1;
 }
 
 impl Frontend {

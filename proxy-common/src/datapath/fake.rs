@@ -3,9 +3,15 @@
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use super::{lookup::Tables, socket::Socket};
+use super::{
+    conntrack::{Conntrack, Table},
+    lookup::Tables,
+    path::{Node, Work},
+    socket::Socket,
+};
 use crate::abi::{
-    Backend, Counter, Frontend, FrontendKey, ServiceWord, SockAddr, SocketFlow, UdpFlow, UdpFlowKey,
+    Addr, Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    PortRange, Route, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.
@@ -19,6 +25,18 @@ pub struct Maps {
     pub udp_flows: RefCell<HashMap<UdpFlowKey, UdpFlow>>,
     pub udp_reverse: RefCell<HashMap<UdpFlowKey, SockAddr>>,
     pub counters: RefCell<HashMap<u32, u64>>,
+    pub half_open: RefCell<HashMap<Tuple, FlowEntry>>,
+    pub established: RefCell<HashMap<Tuple, FlowEntry>>,
+    /// How many entries `established` takes; `None`: any number.
+    pub established_capacity: Option<usize>,
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    pub devices: HashMap<u32, Device>,
+    /// By destination; there are no prefixes here.
+    pub routes: HashMap<Addr, Route>,
+    /// `None`: [`PortRange::DEFAULT`].
+    pub snat_ports: Option<PortRange>,
+    /// The device that packets come from.
+    pub ifindex: u32,
     /// State of the generator; any sequence will do.
     pub seed: Cell<u64>,
     pub now_ns: Cell<u64>,
@@ -50,27 +68,27 @@ pub struct FakeSocket<'a> {
     cookie: u64,
 }
 
-impl Tables for FakeSocket<'_> {
+impl Tables for Maps {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.maps.frontends.get(key).copied()
+        self.frontends.get(key).copied()
     }
 
     fn service(&self, id: u32) -> Option<ServiceWord> {
-        self.maps.services.get(&id).copied()
+        self.services.get(&id).copied()
     }
 
     fn slot(&self, index: u32) -> Option<u32> {
-        self.maps.slots.get(&index).copied()
+        self.slots.get(&index).copied()
     }
 
     fn backend(&self, id: u32) -> Option<Backend> {
-        self.maps.backends.get(&id).copied()
+        self.backends.get(&id).copied()
     }
 
     fn random(&self) -> u32 {
         // splitmix64 (Steele, Lea, Flood 2014).
-        let state = self.maps.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.maps.seed.set(state);
+        let state = self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.seed.set(state);
         let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         u32::try_from((z ^ (z >> 31)) >> 32).expect("32 bits")
@@ -78,11 +96,140 @@ impl Tables for FakeSocket<'_> {
 
     fn count(&self, counter: Counter) {
         *self
-            .maps
             .counters
             .borrow_mut()
             .entry(counter.index())
             .or_default() += 1;
+    }
+}
+
+impl Tables for FakeSocket<'_> {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.maps.frontend(key)
+    }
+
+    fn service(&self, id: u32) -> Option<ServiceWord> {
+        self.maps.service(id)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.maps.slot(index)
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.maps.backend(id)
+    }
+
+    fn random(&self) -> u32 {
+        self.maps.random()
+    }
+
+    fn count(&self, counter: Counter) {
+        self.maps.count(counter);
+    }
+}
+
+impl Maps {
+    fn table(&self, table: Table) -> &RefCell<HashMap<Tuple, FlowEntry>> {
+        match table {
+            Table::HalfOpen => &self.half_open,
+            Table::Established => &self.established,
+        }
+    }
+}
+
+impl Conntrack for Maps {
+    fn find(&self, table: Table, key: &Tuple, into: &mut FlowEntry) -> bool {
+        match self.table(table).borrow().get(key) {
+            Some(entry) => {
+                *into = *entry;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn claim(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        if self.table(table).borrow().contains_key(key) {
+            return false;
+        }
+        self.put(table, key, entry)
+    }
+
+    fn put(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        let mut entries = self.table(table).borrow_mut();
+        if let (Table::Established, Some(capacity)) = (table, self.established_capacity)
+            && entries.len() >= capacity
+            && !entries.contains_key(key)
+        {
+            return false;
+        }
+        entries.insert(*key, *entry);
+        true
+    }
+
+    fn forget(&self, table: Table, key: &Tuple) {
+        self.table(table).borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *ports);
+    }
+}
+
+impl Node for Maps {
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn snat_ports(&self) -> PortRange {
+        self.snat_ports.unwrap_or(PortRange::DEFAULT)
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.devices.get(&ifindex).copied()
+    }
+
+    fn route(&self, dst: &Addr) -> Option<Route> {
+        self.routes.get(dst).copied()
+    }
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        let none = SockAddr::from_parts(Addr::default(), 0);
+        let entry = FlowEntry {
+            used_ns: 0,
+            src: none,
+            dst: none,
+            service: 0,
+            backend_id: 0,
+            proof: 0,
+            direction: 0,
+            via: 0,
+            state: 0,
+            zero: 0,
+        };
+        let flow = super::flow::Flow::default();
+        Self {
+            key: flow.tuple,
+            flow,
+            entry,
+            reply: entry,
+            other: entry,
+            hop: Route {
+                ifindex: 0,
+                gateway: Addr::default(),
+            },
+        }
     }
 }
 

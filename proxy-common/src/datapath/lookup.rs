@@ -20,6 +20,8 @@ pub struct Choice {
     pub backend_id: u32,
     pub service: u32,
     pub address: SockAddr,
+    /// Whether it is on this node.
+    pub is_local: bool,
 }
 
 /// Why no backend was chosen.
@@ -68,5 +70,6 @@ pub fn live(tables: &impl Tables, service: u32, backend_id: u32) -> Option<Choic
         backend_id,
         service,
         address: SockAddr::from_parts(backend.addr, backend.port_be),
+        is_local: backend.flags & Backend::LOCAL != 0,
     })
 }

@@ -1,7 +1,15 @@
-//! The decisions, free of hooks and maps: what happens to a connection, given the tables.
+//! The decisions, free of hooks and maps: what happens to a connection or packet, given the tables.
+//!
+//! `socket` is the story of a connection, `path` that of a packet.
 
+pub mod conntrack;
+pub mod flow;
+pub mod icmp_error;
 pub mod lookup;
+pub mod path;
+pub mod snat;
 pub mod socket;
+pub mod translate;
 
 #[cfg(any(test, feature = "std"))]
 pub mod fake;

@@ -99,6 +99,7 @@ pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdi
                     backend_id: 0,
                     service: frontend.service,
                     address: SockAddr::parked(&to.addr),
+                    is_local: false,
                 };
                 remember(socket, protocol, to, &parked);
                 return Verdict::Rewrite(parked.address);

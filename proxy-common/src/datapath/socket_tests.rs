@@ -53,7 +53,7 @@ fn switch(maps: &mut Maps, backends: &[&str], empty: Empty) {
             addr,
             port_be,
             protocol: 0,
-            zero: 0,
+            flags: 0,
             service: SERVICE,
         };
         maps.backends.insert(id, backend);

@@ -3,3 +3,4 @@
 pub(crate) mod sock;
 pub(crate) mod sock_addr;
 pub(crate) mod tables;
+pub(crate) mod tc;

@@ -45,7 +45,7 @@ impl Tables for Kernel {
                 addr: (&raw const (*backend).addr).read_volatile(),
                 port_be: (&raw const (*backend).port_be).read_volatile(),
                 protocol: 0,
-                zero: 0,
+                flags: (&raw const (*backend).flags).read_volatile(),
                 service,
             })
         }

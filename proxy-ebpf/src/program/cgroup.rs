@@ -1,4 +1,4 @@
-//! Entries: one function a hook.
+//! Entries of the socket path.
 
 use aya_ebpf::{
     helpers::generated::bpf_get_socket_cookie,

@@ -1,3 +1,4 @@
 //! Entries: one function a hook.
 
 mod cgroup;
+mod tc;

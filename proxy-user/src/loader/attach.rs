@@ -21,7 +21,7 @@ use super::{Features, PinError, Pins, link::PinnedCgroupLink};
 use crate::maps::bpf::{BpfStore, OpenError};
 
 /// The kernel object; empty when it was not built.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KUBE_PORTAL_EBPF_OBJECT"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KUBE_PORTAL_EBPF_OBJECT"));
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -116,6 +116,11 @@ pub fn load(
         .map_max_entries(map::SOCKETS, sizes.sockets)
         .map_max_entries(map::UDP_FLOWS, sizes.udp_flows)
         .map_max_entries(map::UDP_REVERSE, sizes.udp_flows);
+    // What only the packet path uses: the object is not loaded without them, so they are made as small
+    // as they can be, and go with the object.
+    for name in map::PACKET {
+        loader.map_max_entries(name, 1);
+    }
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -125,6 +130,8 @@ pub fn load(
             program.load()
         } else if let Program::CgroupSock(program) = program {
             program.load()
+        } else if is_packet_program(program) {
+            continue;
         } else {
             Err(ProgramError::UnexpectedProgramType)
         };
@@ -162,6 +169,9 @@ impl Loaded {
         let cgroup_id = directory.metadata().map_err(cgroup_error)?.ino();
         let mut attached = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
+            if is_packet_program(program) {
+                continue;
+            }
             let refused = |error: &dyn std::error::Error| LoadError::Attach {
                 program: name.to_owned(),
                 cgroup: cgroup.to_owned(),
@@ -184,6 +194,11 @@ fn give_program(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> bool {
     PinnedCgroupLink::open(pin).is_ok_and(|link| {
         link.cgroup_id().is_ok_and(|id| id == cgroup_id) && link.set_program(program).is_ok()
     })
+}
+
+/// Those are not attached to anything yet, so they are not loaded either.
+fn is_packet_program(program: &Program) -> bool {
+    matches!(program, Program::SchedClassifier(_))
 }
 
 /// A link takes no flags: it always allows others beside it (cgroup_bpf_link_attach in

@@ -302,7 +302,8 @@ impl Planner {
                     addr: sock_addr.addr,
                     port_be: sock_addr.port_be,
                     protocol: key.protocol.number(),
-                    zero: 0,
+                    // Only the packet path reads them, and it is not attached yet.
+                    flags: 0,
                     service: id,
                 },
             });

@@ -1,0 +1,554 @@
+//! The story of a packet, top to bottom (DESIGN §3.2).
+//!
+//! On its way in a packet belongs to a flow that is known, or is for a frontend and begins one, or is
+//! none of our business. The backend decides how its flow goes on:
+//! * on this node: the destination changes, the client's address stays, and the network stack carries
+//!   it on, so that the CNI's rules see it. The answers get the frontend's address when they leave;
+//! * elsewhere: the source becomes this node's as well, and the packet leaves at once. The answers
+//!   come back to this node, where both changes are undone, and leave at once too.
+//!
+//! Fragments follow their first one. ICMP errors go the way of the packets they would stop.
+
+use super::{
+    conntrack::{self, Conntrack, Table, state},
+    flow::{self, Flow, Kind},
+    icmp_error,
+    lookup::{Choice, NoChoice, Tables, choose, live},
+    snat, translate,
+};
+use crate::{
+    abi::{
+        Addr, Counter, Device, Direction, FRAGMENT_NS, FlowEntry, FragmentKey, FragmentPorts,
+        Frontend, FrontendKey, PortRange, Protocol, Route, SockAddr, Tuple, Via,
+    },
+    wire::{
+        link::{ETHERTYPE_V4, ETHERTYPE_V6, Family, Link},
+        packet::{Packet, Store},
+        transport::tcp,
+    },
+};
+
+/// What a node knows beside its tables. Implemented for the kernel and by [`super::fake::Maps`].
+pub trait Node: Tables + Conntrack {
+    /// Monotonic.
+    fn now_ns(&self) -> u64;
+    fn snat_ports(&self) -> PortRange;
+    /// The device the hook runs for.
+    fn ifindex(&self) -> u32;
+    fn device(&self, ifindex: u32) -> Option<Device>;
+    fn route(&self, dst: &Addr) -> Option<Route>;
+}
+
+/// All that is known of the packet in hand. Too large for the stack of a BPF program, so there it
+/// lives in a per-CPU map.
+///
+/// All bits 0 are a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Work {
+    pub flow: Flow,
+    /// The key of the opposite entry.
+    pub key: Tuple,
+    /// What this packet becomes.
+    pub entry: FlowEntry,
+    /// What an answer becomes.
+    pub reply: FlowEntry,
+    /// Somebody else's entry that was looked at.
+    pub other: FlowEntry,
+    /// How it leaves, if it is redirected.
+    pub hop: Route,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Ingress,
+    Egress,
+}
+
+/// Why a packet was left as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    NotOurs,
+    Malformed,
+    /// A later fragment without its first.
+    OrphanFragment,
+}
+
+/// What was done to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    NewFlow,
+    Forwarded,
+    Reversed,
+    ErrorTranslated,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// The packet goes on as it came.
+    Pass(Passed),
+    /// Translated; the network stack carries it on.
+    Stack(Done),
+    /// Translated; it leaves by `Work::hop`.
+    Redirect(Done),
+    /// Nobody serves it: its sender is to be told (port unreachable).
+    Reject,
+    Drop(DropReason),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum DropReason {
+    NoLocalEndpoint,
+    StrayReset,
+    NoSnatPort,
+    NoSource,
+    NoRoom,
+    NoRoute,
+    TtlExceeded,
+    SctpFragment,
+    NotWritten,
+    TableDamaged,
+}
+
+impl DropReason {
+    #[inline(always)]
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::NoLocalEndpoint => Counter::PacketNoLocalEndpoint,
+            Self::StrayReset => Counter::PacketStrayReset,
+            Self::NoSnatPort => Counter::PacketNoSnatPort,
+            Self::NoSource => Counter::PacketNoSource,
+            Self::NoRoom => Counter::PacketNoRoom,
+            Self::NoRoute => Counter::PacketNoRoute,
+            Self::TtlExceeded => Counter::PacketTtlExceeded,
+            Self::SctpFragment => Counter::PacketSctpFragment,
+            Self::NotWritten => Counter::PacketNotWritten,
+            Self::TableDamaged => Counter::TableDamaged,
+        }
+    }
+}
+
+impl From<translate::Failure> for DropReason {
+    #[inline(always)]
+    fn from(failure: translate::Failure) -> Self {
+        match failure {
+            translate::Failure::NotWritten => Self::NotWritten,
+            translate::Failure::SctpFragment => Self::SctpFragment,
+        }
+    }
+}
+
+impl Verdict {
+    #[inline(always)]
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::Pass(Passed::NotOurs) => Counter::PacketPassed,
+            Self::Pass(Passed::Malformed) => Counter::PacketMalformed,
+            Self::Pass(Passed::OrphanFragment) => Counter::PacketOrphanFragment,
+            Self::Stack(done) | Self::Redirect(done) => match done {
+                Done::NewFlow => Counter::PacketNewFlow,
+                Done::Forwarded => Counter::PacketForwarded,
+                Done::Reversed => Counter::PacketReversed,
+                Done::ErrorTranslated => Counter::PacketErrorTranslated,
+            },
+            Self::Reject => Counter::PacketNoEndpoints,
+            Self::Drop(reason) => reason.counter(),
+        }
+    }
+}
+
+/// A packet at a hook of a device. Counts what becomes of it.
+#[inline(always)]
+pub fn run(
+    hook: Hook,
+    link: Link,
+    packet: &mut impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+) -> Verdict {
+    let verdict = match story(hook, link, packet, node, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    };
+    node.count(verdict.counter());
+    verdict
+}
+
+#[inline(always)]
+fn story(
+    hook: Hook,
+    link: Link,
+    packet: &mut impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+) -> Result<Verdict, DropReason> {
+    if let Err(skip) = flow::parse(packet, link, &mut work.flow) {
+        return Ok(Verdict::Pass(if skip.is_malformed() {
+            Passed::Malformed
+        } else {
+            Passed::NotOurs
+        }));
+    }
+    let now_ns = node.now_ns();
+    if matches!(work.flow.kind, Kind::LaterFragment) && !learn_ports(node, &mut work.flow, now_ns) {
+        return Ok(Verdict::Pass(Passed::OrphanFragment));
+    }
+    if let Some(table) = conntrack::lookup(node, &work.flow.tuple, now_ns, &mut work.entry) {
+        if !concerns(hook, &work.entry) {
+            return Ok(Verdict::Pass(Passed::NotOurs));
+        }
+        if !begins_anew(node, work) {
+            return follow(packet, node, work, table, now_ns);
+        }
+        abandon(node, work);
+    }
+    match (hook, work.flow.kind) {
+        (Hook::Ingress, Kind::Whole | Kind::FirstFragment) => begin(packet, node, work, now_ns),
+        (Hook::Ingress, Kind::LaterFragment | Kind::Error) | (Hook::Egress, _) => {
+            Ok(Verdict::Pass(Passed::NotOurs))
+        }
+    }
+}
+
+/// Whether this hook is where packets of this entry are translated. Answers from backends of this
+/// node pass the ingress of a pod's device first: there netfilter has yet to see them as they are.
+#[inline(always)]
+fn concerns(hook: Hook, entry: &FlowEntry) -> bool {
+    match (
+        hook,
+        Direction::from_number(entry.direction),
+        Via::from_number(entry.via),
+    ) {
+        (Hook::Ingress, Direction::Original, _)
+        | (Hook::Ingress, Direction::Reply, Via::Redirect)
+        | (Hook::Egress, Direction::Reply, Via::Stack) => true,
+        (Hook::Ingress, Direction::Reply, Via::Stack)
+        | (Hook::Egress, Direction::Original, _)
+        | (Hook::Egress, Direction::Reply, Via::Redirect) => false,
+    }
+}
+
+/// Whether the packet begins another flow under the tuple of this one: a connection after the end of
+/// the last one, or a UDP datagram whose backend is gone. TCP and SCTP connections keep theirs: it
+/// may be terminating, and it alone knows them (BEHAVIOUR C2, C6).
+#[inline(always)]
+fn begins_anew(node: &impl Node, work: &Work) -> bool {
+    if !matches!(work.flow.kind, Kind::Whole | Kind::FirstFragment) {
+        return false;
+    }
+    if matches!(
+        Direction::from_number(work.entry.direction),
+        Direction::Reply
+    ) {
+        return false;
+    }
+    match work.flow.protocol() {
+        Some(Protocol::Tcp) if work.flow.is_syn() => {
+            if conntrack::is_closed(work.entry.state) {
+                return true;
+            }
+        }
+        Some(Protocol::Udp) => {}
+        Some(Protocol::Tcp | Protocol::Sctp) | None => return false,
+    }
+    live(node, work.entry.service, work.entry.backend_id).is_none()
+}
+
+/// Forgets the flow of `work.entry`.
+#[inline(always)]
+fn abandon(node: &impl Node, work: &mut Work) {
+    conntrack::opposite(&work.entry, work.flow.tuple.protocol, &mut work.key);
+    node.forget(Table::HalfOpen, &work.flow.tuple);
+    node.forget(Table::HalfOpen, &work.key);
+    node.forget(Table::Established, &work.flow.tuple);
+    node.forget(Table::Established, &work.key);
+}
+
+/// A packet of a known flow.
+#[inline(always)]
+fn follow(
+    packet: &mut impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+    table: Table,
+    now_ns: u64,
+) -> Result<Verdict, DropReason> {
+    let direction = Direction::from_number(work.entry.direction);
+    let done = match (work.flow.kind, direction) {
+        (Kind::Error, _) => Done::ErrorTranslated,
+        (_, Direction::Original) => Done::Forwarded,
+        (_, Direction::Reply) => Done::Reversed,
+    };
+    if matches!(work.flow.kind, Kind::Whole | Kind::FirstFragment) {
+        track(node, work, table, now_ns);
+    }
+    if matches!(Via::from_number(work.entry.via), Via::Redirect) {
+        find_way(node, work)?;
+    }
+    send(packet, node, work, done, now_ns)
+}
+
+/// Where what the packet becomes goes next.
+#[inline(always)]
+fn find_way(node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
+    let dst = &work.entry.dst.addr;
+    work.hop = node.route(dst).ok_or(DropReason::NoRoute)?;
+    if work.hop.gateway.is_unspecified() {
+        work.hop.gateway = *dst;
+    }
+    Ok(())
+}
+
+/// Writes down that a flow is alive, where it stands, and in which table it belongs.
+#[inline(always)]
+fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
+    let flow = &work.flow;
+    let protocol = flow.tuple.protocol;
+    let direction = Direction::from_number(work.entry.direction);
+    let mut next = conntrack::next_state(protocol, work.entry.state, direction, flow.tcp_flags);
+    let mut proof = work.entry.proof;
+    match direction {
+        Direction::Original => {
+            if conntrack::is_proven(protocol, &work.entry, flow.tcp_flags, flow.acknowledgement) {
+                next |= state::PROVEN;
+            }
+        }
+        Direction::Reply => {
+            if protocol == Protocol::Tcp.number()
+                && flow.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+            {
+                proof = flow.sequence.wrapping_add(1);
+            }
+        }
+    }
+    if next == work.entry.state
+        && proof == work.entry.proof
+        && !conntrack::is_stale(&work.entry, now_ns)
+    {
+        return;
+    }
+    work.entry.state = next;
+    work.entry.proof = proof;
+    work.entry.used_ns = now_ns;
+    conntrack::opposite(&work.entry, protocol, &mut work.key);
+    // The opposite entry can be told from this one: it leads back to this packet's tuple.
+    if node.find(table, &work.key, &mut work.other)
+        && (work.other.dst.addr != flow.tuple.src
+            || work.other.dst.port_be != flow.tuple.src_port_be
+            || work.other.src.addr != flow.tuple.dst
+            || work.other.src.port_be != flow.tuple.dst_port_be)
+    {
+        // It was pushed out, and its place taken by another flow.
+        node.forget(table, &work.flow.tuple);
+        return;
+    }
+    work.reply = work.entry;
+    work.reply.src = SockAddr::from_parts(flow.tuple.dst, flow.tuple.dst_port_be);
+    work.reply.dst = SockAddr::from_parts(flow.tuple.src, flow.tuple.src_port_be);
+    work.reply.direction = match direction {
+        Direction::Original => Direction::Reply as u8,
+        Direction::Reply => Direction::Original as u8,
+    };
+    if matches!(table, Table::HalfOpen) && next & state::PROVEN != 0 {
+        if node.put(Table::Established, &work.flow.tuple, &work.entry) {
+            if node.put(Table::Established, &work.key, &work.reply) {
+                node.forget(Table::HalfOpen, &work.flow.tuple);
+                node.forget(Table::HalfOpen, &work.key);
+                return;
+            }
+            node.forget(Table::Established, &work.flow.tuple);
+        }
+        node.count(Counter::FlowsFull);
+    }
+    // Both exist, unless one has just been pushed out, which is its fate among the half-open.
+    let _kept =
+        node.put(table, &work.flow.tuple, &work.entry) && node.put(table, &work.key, &work.reply);
+}
+
+/// A packet of no known flow, on its way in.
+#[inline(always)]
+fn begin(
+    packet: &mut impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+    now_ns: u64,
+) -> Result<Verdict, DropReason> {
+    let tuple = &work.flow.tuple;
+    let Some(frontend) = node.frontend(&FrontendKey {
+        addr: tuple.dst,
+        port_be: tuple.dst_port_be,
+        protocol: tuple.protocol,
+        zero: 0,
+    }) else {
+        return Ok(Verdict::Pass(Passed::NotOurs));
+    };
+    // A loopback address on the wire is a forgery (CVE-2020-8558): the stack throws it away.
+    if frontend.flags & Frontend::NODE_ONLY != 0 {
+        return Ok(Verdict::Pass(Passed::NotOurs));
+    }
+    // Any other packet in the middle of a connection goes to some backend, whose reset tells the
+    // client that its connection is no more.
+    if tuple.protocol == Protocol::Tcp.number() && work.flow.tcp_flags & tcp::RST != 0 {
+        return Err(DropReason::StrayReset);
+    }
+    let choice = match choose(node, frontend.service) {
+        Ok(choice) => choice,
+        Err(NoChoice::NoEndpoints) => return Ok(Verdict::Reject),
+        Err(NoChoice::NoLocalEndpoint) => return Err(DropReason::NoLocalEndpoint),
+        Err(NoChoice::Damaged) => return Err(DropReason::TableDamaged),
+    };
+    if choice.address.addr.is_v4() != tuple.dst.is_v4() {
+        return Err(DropReason::TableDamaged);
+    }
+    // What goes nowhere leaves nothing behind.
+    if !choice.is_local && translate::is_at_its_end(packet, &work.flow)? {
+        return Err(DropReason::TtlExceeded);
+    }
+    remember(node, work, &choice, now_ns)?;
+    send(packet, node, work, Done::NewFlow, now_ns)
+}
+
+/// Writes both entries of a new flow.
+#[inline(always)]
+fn remember(
+    node: &impl Node,
+    work: &mut Work,
+    choice: &Choice,
+    now_ns: u64,
+) -> Result<(), DropReason> {
+    let tuple = &work.flow.tuple;
+    let client = SockAddr::from_parts(tuple.src, tuple.src_port_be);
+    let frontend = SockAddr::from_parts(tuple.dst, tuple.dst_port_be);
+    work.entry = FlowEntry {
+        used_ns: now_ns,
+        src: client,
+        dst: choice.address,
+        service: choice.service,
+        backend_id: choice.backend_id,
+        proof: 0,
+        direction: Direction::Original as u8,
+        via: if choice.is_local {
+            Via::Stack as u8
+        } else {
+            Via::Redirect as u8
+        },
+        state: 0,
+        zero: 0,
+    };
+    work.reply = work.entry;
+    work.reply.src = frontend;
+    work.reply.dst = client;
+    work.reply.direction = Direction::Reply as u8;
+    // A client that is its own backend would answer itself, and never through us (BEHAVIOUR M4).
+    let is_hairpin = choice.address.addr == client.addr;
+    let mut keep_port = true;
+    if !choice.is_local || is_hairpin {
+        let mut ifindex = node.ifindex();
+        if !choice.is_local {
+            find_way(node, work)?;
+            ifindex = work.hop.ifindex;
+        }
+        let source = node
+            .device(ifindex)
+            .and_then(|device| device.source_like(&client.addr));
+        work.entry.src.addr = source.ok_or(DropReason::NoSource)?;
+        keep_port = false;
+    }
+    if !snat::claim(node, work, keep_port, now_ns) {
+        return Err(DropReason::NoSnatPort);
+    }
+    if !node.put(Table::HalfOpen, &work.flow.tuple, &work.entry) {
+        node.forget(Table::HalfOpen, &work.key);
+        return Err(DropReason::NoRoom);
+    }
+    Ok(())
+}
+
+/// Makes of the packet what `work.entry` says, and sends it on.
+#[inline(always)]
+fn send(
+    packet: &mut impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+    done: Done,
+    now_ns: u64,
+) -> Result<Verdict, DropReason> {
+    let redirect = matches!(Via::from_number(work.entry.via), Via::Redirect);
+    if redirect && !translate::age(packet, &work.flow)? {
+        return Err(DropReason::TtlExceeded);
+    }
+    if matches!(work.flow.kind, Kind::Error) {
+        icmp_error::apply(packet, &work.flow, &work.entry)?;
+    } else {
+        translate::apply(packet, &work.flow, &work.entry)?;
+    }
+    if matches!(work.flow.kind, Kind::FirstFragment) {
+        tell_fragments(node, &work.flow, now_ns);
+    }
+    if !redirect {
+        return Ok(Verdict::Stack(done));
+    }
+    leave(packet, work)?;
+    Ok(Verdict::Redirect(done))
+}
+
+/// Gives the packet the form in which a redirection takes it: an Ethernet header without tags. The
+/// kernel fills it in, or takes it off for a device that has none.
+#[inline(always)]
+fn leave(packet: &mut impl Packet, work: &Work) -> Result<(), DropReason> {
+    let ok = match work.flow.link() {
+        Link::Ethernet => packet.strip_vlan(work.flow.tags),
+        Link::None => {
+            let ethertype = match work.flow.family() {
+                Family::V4 => ETHERTYPE_V4,
+                Family::V6 => ETHERTYPE_V6,
+            };
+            packet.add_ethernet() && packet.store(12, &ethertype.to_be_bytes(), Store::Balanced)
+        }
+    };
+    if ok {
+        Ok(())
+    } else {
+        Err(DropReason::NotWritten)
+    }
+}
+
+#[inline(always)]
+fn fragment_key(flow: &Flow) -> FragmentKey {
+    FragmentKey {
+        src: flow.tuple.src,
+        dst: flow.tuple.dst,
+        id: flow.fragment_id,
+        protocol: flow.tuple.protocol,
+        zero: [0; 3],
+    }
+}
+
+/// What the later fragments of this first one will need.
+#[inline(always)]
+fn tell_fragments(node: &impl Node, flow: &Flow, now_ns: u64) {
+    node.put_fragment(
+        &fragment_key(flow),
+        &FragmentPorts {
+            seen_ns: now_ns,
+            src_port_be: flow.tuple.src_port_be,
+            dst_port_be: flow.tuple.dst_port_be,
+            zero: 0,
+        },
+    );
+}
+
+/// The ports of a later fragment's first one. Whether it has come.
+#[inline(always)]
+fn learn_ports(node: &impl Node, flow: &mut Flow, now_ns: u64) -> bool {
+    match node.fragment(&fragment_key(flow)) {
+        Some(ports) if now_ns.saturating_sub(ports.seen_ns) < FRAGMENT_NS => {
+            flow.tuple.src_port_be = ports.src_port_be;
+            flow.tuple.dst_port_be = ports.dst_port_be;
+            true
+        }
+        Some(_) | None => false,
+    }
+}

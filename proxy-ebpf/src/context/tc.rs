@@ -1,0 +1,281 @@
+//! From a TC hook's skb to a packet, and from the kernel to what a node knows.
+
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST,
+        bpf_redir_neigh as RedirNeigh,
+    },
+    btf_maps::lpm_trie::Key,
+    helpers::generated::{
+        bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh,
+        bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    },
+};
+use proxy_common::{
+    abi::{
+        Addr, Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend,
+        FrontendKey, PortRange, Route, RouteKey, ServiceWord, Tuple,
+    },
+    datapath::{
+        conntrack::{Conntrack, Table},
+        lookup::Tables,
+        path::Node,
+    },
+    wire::{
+        checksum::Diff,
+        link::ETHERNET_LENGTH,
+        packet::{Covered, Packet, Store},
+    },
+};
+
+use super::tables::Kernel;
+use crate::maps;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// Two in the frame and one beside it.
+const MAX_TAGS: u8 = 3;
+
+const ANY: u64 = 0;
+const NOEXIST: u64 = BPF_NOEXIST as u64;
+
+/// An skb, reached through helpers: they see it whole, wherever the kernel keeps its parts.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+
+    /// What the program returns to send the packet there: the kernel asks the gateway for its
+    /// link-layer address, and fills it in.
+    #[inline(always)]
+    pub(crate) fn redirect(&self, hop: &Route) -> i32 {
+        let mut neighbour = MaybeUninit::<RedirNeigh>::zeroed();
+        let parameters = neighbour.as_mut_ptr();
+        // SAFETY: all bits 0 are a value of it, and the helper takes its size.
+        unsafe {
+            if hop.gateway.is_v4() {
+                (*parameters).nh_family = AF_INET;
+                (*parameters).__bindgen_anon_1.ipv4_nh = hop.gateway.words[3];
+            } else {
+                (*parameters).nh_family = AF_INET6;
+                (*parameters).__bindgen_anon_1.ipv6_nh = hop.gateway.words;
+            }
+            bpf_redirect_neigh(hop.ifindex, parameters, size_of::<RedirNeigh>() as i32, 0) as i32
+        }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (&raw const (*self.0).len).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let to = bytes.as_mut_ptr().cast::<c_void>();
+        // SAFETY: the helper writes N bytes, or zeroes them and fails.
+        unsafe {
+            if bpf_skb_load_bytes(self.0.cast(), offset, to, N as u32) != 0 {
+                return None;
+            }
+            Some(bytes.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], how: Store) -> bool {
+        let flags = match how {
+            Store::Balanced => 0,
+            Store::Counted => u64::from(BPF_F_RECOMPUTE_CSUM),
+        };
+        // SAFETY: the helper reads N bytes.
+        unsafe { bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), N as u32, flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn update_l3(&mut self, offset: u32, diff: Diff) -> bool {
+        // SAFETY: plain helper call. Size 0 means that `to` is a difference.
+        unsafe { bpf_l3_csum_replace(self.0, offset, 0, u64::from(diff.0), 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn update_l4(&mut self, offset: u32, diff: Diff, covered: Covered, zero_is_none: bool) -> bool {
+        let mut flags = match covered {
+            Covered::PseudoHeader => u64::from(BPF_F_PSEUDO_HDR),
+            Covered::Payload => 0,
+        };
+        if zero_is_none {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        // SAFETY: see `update_l3`.
+        unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(diff.0), flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn strip_vlan(&mut self, in_frame: u8) -> bool {
+        // SAFETY: the kernel passes a valid context.
+        let beside = u8::from(unsafe { (&raw const (*self.0).vlan_present).read_volatile() } != 0);
+        // Each call takes one off, and the one behind it out of the frame.
+        let tags = in_frame.saturating_add(beside);
+        let mut taken = 0;
+        while taken < MAX_TAGS {
+            if taken >= tags {
+                return true;
+            }
+            // SAFETY: plain helper call.
+            if unsafe { bpf_skb_vlan_pop(self.0) } != 0 {
+                return false;
+            }
+            taken += 1;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn add_ethernet(&mut self) -> bool {
+        // SAFETY: plain helper call.
+        unsafe { bpf_skb_change_head(self.0, ETHERNET_LENGTH, 0) == 0 }
+    }
+}
+
+impl Tables for Skb {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        Kernel.frontend(key)
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<ServiceWord> {
+        Kernel.service(id)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        Kernel.slot(index)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        Kernel.backend(id)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        Kernel.random()
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        Kernel.count(counter);
+    }
+}
+
+impl Conntrack for Skb {
+    #[inline(always)]
+    fn find(&self, table: Table, key: &Tuple, into: &mut FlowEntry) -> bool {
+        // SAFETY: an element may be replaced while it is copied, but then by one of the same flow; it
+        // stays allocated until this program ends.
+        let found = unsafe {
+            match table {
+                Table::Established => maps::FLOWS.get(key),
+                Table::HalfOpen => maps::HALF_OPEN.get(key),
+            }
+        };
+        match found {
+            Some(entry) => {
+                *into = *entry;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn claim(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        write(table, key, entry, NOEXIST)
+    }
+
+    #[inline(always)]
+    fn put(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        write(table, key, entry, ANY)
+    }
+
+    #[inline(always)]
+    fn forget(&self, table: Table, key: &Tuple) {
+        let _absent_is_fine = match table {
+            Table::Established => maps::FLOWS.remove(key),
+            Table::HalfOpen => maps::HALF_OPEN.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: see `find`.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // Without room the later fragments are orphans, and counted as such.
+        let _ = maps::FRAGMENTS.insert(key, ports, ANY);
+    }
+}
+
+#[inline(always)]
+fn write(table: Table, key: &Tuple, entry: &FlowEntry, flags: u64) -> bool {
+    match table {
+        Table::Established => maps::FLOWS.insert(key, entry, flags),
+        Table::HalfOpen => maps::HALF_OPEN.insert(key, entry, flags),
+    }
+    .is_ok()
+}
+
+impl Node for Skb {
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: plain helper call.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn snat_ports(&self) -> PortRange {
+        PortRange {
+            first: maps::SNAT_FIRST_PORT.load(),
+            last: maps::SNAT_LAST_PORT.load(),
+        }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        // Volatile, or LLVM loads through a pointer that is either into it or into something else, which
+        // the verifier forbids.
+        unsafe { (&raw const (*self.0).ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        // SAFETY: an element that is replaced while it is copied is of the same device.
+        unsafe { maps::DEVICES.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn route(&self, dst: &Addr) -> Option<Route> {
+        let RouteKey {
+            prefix_length,
+            addr,
+        } = RouteKey::of(*dst);
+        // A change of the trie puts another element in the place of one, never into it.
+        maps::ROUTES.get(&Key::new(prefix_length, addr)).copied()
+    }
+}

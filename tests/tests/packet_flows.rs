@@ -1,0 +1,276 @@
+//! The life of flows on the host: beginnings, ends, floods, full tables, changed backends.
+
+use std::net::SocketAddr;
+
+use proxy_common::{
+    abi::{Backend, Counter, PortRange, ServiceWord},
+    datapath::{
+        fake::Maps,
+        path::{self, Done, DropReason, Hook, Verdict, Work},
+    },
+    wire::{bytes::Bytes, link::Link},
+};
+use tests::packet::{Make, Scene, make::Transport};
+
+const SECOND: u64 = 1_000_000_000;
+const V4: Scene = Scene { v6: false };
+
+fn run(maps: &Maps, hook: Hook, packet: &Make) -> (Verdict, Vec<u8>) {
+    let mut bytes = Bytes::new(packet.frame());
+    let verdict = path::run(hook, Link::Ethernet, &mut bytes, maps, &mut Work::default());
+    (verdict, bytes.data)
+}
+
+fn ingress(maps: &Maps, packet: &Make) -> Verdict {
+    run(maps, Hook::Ingress, packet).0
+}
+
+fn tcp(flags: &'static str, seq: u32, ack: u32) -> Transport {
+    Transport::Tcp { flags, seq, ack }
+}
+
+fn to_vip(transport: Transport) -> Make {
+    Make::new(transport, V4.client(), SocketAddr::new(V4.vip(), 80))
+}
+
+fn pod() -> SocketAddr {
+    SocketAddr::new(V4.pod(), 8080)
+}
+
+/// SYN, SYN-ACK; then the client's acknowledgement of `ack`.
+fn handshake(maps: &Maps, client: SocketAddr, ack: u32) {
+    let mut packet = to_vip(tcp("S", 100, 0));
+    packet.src = client;
+    assert_eq!(ingress(maps, &packet), Verdict::Stack(Done::NewFlow));
+    let answer = Make::new(tcp("SA", 9000, 101), pod(), client);
+    assert_eq!(
+        run(maps, Hook::Egress, &answer).0,
+        Verdict::Stack(Done::Reversed)
+    );
+    packet.transport = tcp("A", 101, ack);
+    assert_eq!(ingress(maps, &packet), Verdict::Stack(Done::Forwarded));
+}
+
+fn sizes(maps: &Maps) -> (usize, usize) {
+    (
+        maps.established.borrow().len(),
+        maps.half_open.borrow().len(),
+    )
+}
+
+#[test]
+fn a_connection_is_established_by_acknowledging_the_syn_ack() {
+    let maps = Scene::maps();
+    handshake(&maps, V4.client(), 9001);
+    assert_eq!(sizes(&maps), (2, 0));
+    let maps = Scene::maps();
+    handshake(&maps, V4.client(), 1234);
+    assert_eq!(sizes(&maps), (0, 2), "a guess is no proof");
+}
+
+#[test]
+fn a_flood_of_guesses_stays_among_the_half_open() {
+    let maps = Scene::maps();
+    handshake(&maps, V4.client(), 9001);
+    for port in 1..2000 {
+        handshake(&maps, SocketAddr::new(V4.client().ip(), port), 4321);
+    }
+    assert_eq!(maps.established.borrow().len(), 2);
+    // All that LRU could push out is pushed out; the connection goes on.
+    maps.half_open.borrow_mut().clear();
+    let data = to_vip(tcp("A", 101, 9001));
+    assert_eq!(ingress(&maps, &data), Verdict::Stack(Done::Forwarded));
+}
+
+#[test]
+fn a_full_table_keeps_what_it_has_and_the_new_flow_works_on() {
+    let mut maps = Scene::maps();
+    maps.established_capacity = Some(3);
+    handshake(&maps, V4.client(), 9001);
+    let second = SocketAddr::new(V4.client().ip(), 41_000);
+    handshake(&maps, second, 9001);
+    assert_eq!(sizes(&maps), (2, 2));
+    assert_eq!(maps.counter(Counter::FlowsFull), 1);
+    // An hour later it is still known, because it has been proven; and moves when there is room.
+    maps.now_ns.set(3600 * SECOND);
+    maps.established_capacity = None;
+    let mut data = to_vip(tcp("A", 101, 9500));
+    data.src = second;
+    assert_eq!(ingress(&maps, &data), Verdict::Stack(Done::Forwarded));
+    assert_eq!(sizes(&maps), (4, 0));
+}
+
+#[test]
+fn a_closed_connections_port_begins_anew() {
+    let mut maps = Scene::maps();
+    handshake(&maps, V4.client(), 9001);
+    let syn = to_vip(tcp("S", 7000, 0));
+    assert_eq!(ingress(&maps, &syn), Verdict::Stack(Done::Forwarded));
+    assert_eq!(
+        ingress(&maps, &to_vip(tcp("FA", 101, 9001))),
+        Verdict::Stack(Done::Forwarded)
+    );
+    let fin = Make::new(tcp("FA", 9001, 102), pod(), V4.client());
+    assert_eq!(
+        run(&maps, Hook::Egress, &fin).0,
+        Verdict::Stack(Done::Reversed)
+    );
+    // Where the backend has moved meanwhile.
+    let moved = SocketAddr::new(V4.far_pod(), 8080);
+    set_backend(&mut maps, 1, moved, Backend::LOCAL);
+    let (verdict, out) = run(&maps, Hook::Ingress, &syn);
+    assert_eq!(verdict, Verdict::Stack(Done::NewFlow));
+    assert_eq!(out, syn.between(syn.src, moved).frame());
+    assert_eq!(sizes(&maps), (0, 2));
+}
+
+fn set_backend(maps: &mut Maps, id: u32, to: SocketAddr, flags: u8) {
+    let backend = maps.backends.get_mut(&id).expect("a backend");
+    backend.addr = to.ip().into();
+    backend.port_be = to.port().to_be();
+    backend.flags = flags;
+}
+
+/// Service `id` gets a backend of another number, and the old one goes.
+fn replace_backend(maps: &mut Maps, id: u32, to: SocketAddr) {
+    let mut backend = maps.backends.remove(&id).expect("a backend");
+    backend.addr = to.ip().into();
+    backend.port_be = to.port().to_be();
+    maps.backends.insert(50, backend);
+    maps.slots.insert(50, 50);
+    maps.services.insert(id, ServiceWord::with_backends(50, 1));
+}
+
+#[test]
+fn a_udp_flow_leaves_a_backend_that_is_gone_and_tcp_stays() {
+    let mut maps = Scene::maps();
+    let datagram = to_vip(Transport::Udp);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::NewFlow));
+    handshake(&maps, V4.client(), 9001);
+    let moved = SocketAddr::new("10.1.0.77".parse().unwrap(), 9090);
+    replace_backend(&mut maps, 2, moved);
+    let (verdict, out) = run(&maps, Hook::Ingress, &datagram);
+    assert_eq!(verdict, Verdict::Stack(Done::NewFlow));
+    assert_eq!(out, datagram.between(datagram.src, moved).frame());
+    // Down to nothing (BEHAVIOUR C3's hole).
+    maps.backends.remove(&50);
+    maps.services.insert(
+        2,
+        ServiceWord::without_backends(proxy_common::abi::Empty::Refuse),
+    );
+    assert_eq!(ingress(&maps, &datagram), Verdict::Reject);
+    replace_backend(&mut maps, 1, moved);
+    let data = to_vip(tcp("A", 101, 9001));
+    let (verdict, out) = run(&maps, Hook::Ingress, &data);
+    assert_eq!(verdict, Verdict::Stack(Done::Forwarded));
+    assert_eq!(out, data.between(data.src, pod()).frame());
+}
+
+#[test]
+fn flows_end_when_their_time_is_over() {
+    // (packet, how long it may be silent)
+    let maps = Scene::maps();
+    for (transport, seconds) in [(tcp("S", 1, 0), 60), (Transport::Udp, 30)] {
+        let packet = to_vip(transport);
+        maps.now_ns.set(1000 * SECOND);
+        assert_eq!(ingress(&maps, &packet), Verdict::Stack(Done::NewFlow));
+        maps.now_ns.set((1000 + seconds - 1) * SECOND);
+        assert_eq!(ingress(&maps, &packet), Verdict::Stack(Done::Forwarded));
+        // That packet renewed it, in both directions.
+        maps.now_ns.set((1000 + 2 * seconds - 2) * SECOND);
+        let back = Make::new(
+            match transport {
+                Transport::Tcp { .. } => tcp("SA", 1, 2),
+                Transport::Udp | Transport::Sctp => transport,
+            },
+            pod(),
+            V4.client(),
+        );
+        assert_eq!(
+            run(&maps, Hook::Egress, &back).0,
+            Verdict::Stack(Done::Reversed)
+        );
+        maps.now_ns.set((1000 + 3 * seconds - 2) * SECOND);
+        assert_eq!(ingress(&maps, &packet), Verdict::Stack(Done::NewFlow));
+    }
+}
+
+#[test]
+fn source_ports_run_out_and_are_said_to() {
+    let mut maps = Scene::maps();
+    maps.snat_ports = Some(PortRange {
+        first: 61_000,
+        last: 61_003,
+    });
+    let to = SocketAddr::new(V4.far_vip(), 80);
+    let flow = |port| {
+        let client = SocketAddr::new(V4.client().ip(), port);
+        Make::new(tcp("S", 1, 0), client, to)
+    };
+    for port in 1..=4 {
+        assert_eq!(
+            ingress(&maps, &flow(port)),
+            Verdict::Redirect(Done::NewFlow)
+        );
+    }
+    let none = Verdict::Drop(DropReason::NoSnatPort);
+    assert_eq!(ingress(&maps, &flow(5)), none);
+    assert_eq!(maps.counter(Counter::PacketNoSnatPort), 1);
+    // Nothing is left of it, and a minute later the ports are free again.
+    assert_eq!(maps.half_open.borrow().len(), 8);
+    maps.now_ns.set(61 * SECOND);
+    assert_eq!(ingress(&maps, &flow(5)), Verdict::Redirect(Done::NewFlow));
+}
+
+/// A checksum that a device is to fill in holds the sum of the pseudo header; on veth all do.
+#[test]
+fn a_checksum_left_to_the_device_is_left_to_it() {
+    for scene in Scene::BOTH {
+        for transport in [tcp("S", 1, 0), Transport::Udp] {
+            let maps = Scene::maps();
+            let packet = Make::new(transport, scene.client(), SocketAddr::new(scene.vip(), 80));
+            let wanted = packet.between(packet.src, SocketAddr::new(scene.pod(), 8080));
+            let mut bytes = Bytes::new(packet.frame());
+            bytes.partial = true;
+            let network = if scene.v6 { 40 } else { 20 };
+            let place = 14
+                + network
+                + match transport {
+                    Transport::Tcp { .. } => 16,
+                    Transport::Udp | Transport::Sctp => 6,
+                };
+            let partial = |make: &Make| pseudo_sum(make).to_be_bytes();
+            bytes.data[place..place + 2].copy_from_slice(&partial(&packet));
+            let verdict = path::run(
+                Hook::Ingress,
+                Link::Ethernet,
+                &mut bytes,
+                &maps,
+                &mut Work::default(),
+            );
+            assert_eq!(verdict, Verdict::Stack(Done::NewFlow));
+            let mut out = wanted.frame();
+            out[place..place + 2].copy_from_slice(&partial(&wanted));
+            assert_eq!(bytes.data, out);
+        }
+    }
+}
+
+/// Of addresses, length and protocol, added as RFC 1071 says.
+fn pseudo_sum(make: &Make) -> u16 {
+    let packet = make.packet();
+    let (addresses, length, protocol) = if make.src.is_ipv4() {
+        (&packet[12..20], packet.len() - 20, packet[9])
+    } else {
+        (&packet[8..40], packet.len() - 40, packet[6])
+    };
+    let mut sum: u32 = addresses
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    sum += u32::try_from(length).unwrap() + u32::from(protocol);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).unwrap()
+}
