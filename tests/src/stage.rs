@@ -144,12 +144,22 @@ pub fn serve(pod: &Pod, port: u16) -> Result<()> {
 
 /// The two slices of the Service `web`, ports `http` and `dns`.
 pub fn web_slices(world: &World, manifests: &ManifestDir, backends: &[&str]) -> Result<()> {
+    web_slices_on(world, manifests, TARGET, backends)
+}
+
+/// The same with backends that listen elsewhere.
+pub fn web_slices_on(
+    world: &World,
+    manifests: &ManifestDir,
+    port: u16,
+    backends: &[&str],
+) -> Result<()> {
     let mut v4 = EndpointSlice::v4("web", "web-4")
-        .tcp("http", TARGET)
-        .udp("dns", TARGET);
+        .tcp("http", port)
+        .udp("dns", port);
     let mut v6 = EndpointSlice::v6("web", "web-6")
-        .tcp("http", TARGET)
-        .udp("dns", TARGET);
+        .tcp("http", port)
+        .udp("dns", port);
     for name in backends {
         v4 = v4.ready(world.pod(name).ip4(), "node-a");
         v6 = v6.ready(world.pod(name).ip6(), "node-a");

@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::{
-    EndpointSlice, ManifestDir, Service, World, net_error,
+    EndpointSlice, ManifestDir, Service, net_error,
     probe::{Answer, client::Udp},
-    stage::{BACKENDS, Stage, TARGET, VIP4, VIP6, at, eventually, mapped},
+    stage::{BACKENDS, Stage, TARGET, VIP4, VIP6, at, eventually, mapped, web_slices_on},
 };
 
 /// A lost datagram is no reason to wait long.
@@ -254,22 +254,6 @@ fn a_flow_that_began_before_the_first_endpoint_works_once_there_is_one() -> Resu
     })
 }
 
-/// Both slices of `web`, with these backends, on another port.
-fn slices_on(world: &World, manifests: &ManifestDir, port: u16, names: &[&str]) -> Result<()> {
-    let mut v4 = EndpointSlice::v4("web", "web-4")
-        .tcp("http", port)
-        .udp("dns", port);
-    let mut v6 = EndpointSlice::v6("web", "web-6")
-        .tcp("http", port)
-        .udp("dns", port);
-    for name in names {
-        v4 = v4.ready(world.pod(name).ip4(), "node-a");
-        v6 = v6.ready(world.pod(name).ip6(), "node-a");
-    }
-    manifests.slice(&v4)?;
-    manifests.slice(&v6)
-}
-
 #[test]
 fn a_flow_follows_a_change_of_the_target_port() -> Result<()> {
     let stage = Stage::new(|world, manifests| {
@@ -285,10 +269,10 @@ fn a_flow_follows_a_change_of_the_target_port() -> Result<()> {
                 .tcp("http", 80)
                 .udp("dns", 53),
         )?;
-        slices_on(world, manifests, TARGET, &["backend-1"])
+        web_slices_on(world, manifests, TARGET, &["backend-1"])
     })?;
     let flows = Flow::of_every_kind(&stage)?;
-    slices_on(&stage.world, &stage.manifests, 9090, &["backend-1"])?;
+    web_slices_on(&stage.world, &stage.manifests, 9090, &["backend-1"])?;
     for flow in &flows {
         flow.reaches(&["new-port"])?;
     }

@@ -8,14 +8,11 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    abi::{
-        Addr, Backend, Counter, Frontend, FrontendKey, ServiceWord, SockAddr, SocketCookie,
-        SocketFlow, UdpFlow, UdpFlowKey,
-    },
-    datapath::{lookup::Tables, socket::Socket},
+    abi::{Addr, SockAddr, SocketCookie, SocketFlow, UdpFlow, UdpFlowKey},
+    datapath::socket::Socket,
 };
 
-use super::tables::{Kernel, is_of_node};
+use super::tables::{is_of_node, reads_the_maps};
 use crate::maps;
 
 const ECONNREFUSED: i32 = 111;
@@ -110,37 +107,7 @@ impl Hook {
     }
 }
 
-impl Tables for Hook {
-    #[inline(always)]
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        Kernel.frontend(key)
-    }
-
-    #[inline(always)]
-    fn service(&self, id: u32) -> Option<ServiceWord> {
-        Kernel.service(id)
-    }
-
-    #[inline(always)]
-    fn slot(&self, index: u32) -> Option<u32> {
-        Kernel.slot(index)
-    }
-
-    #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        Kernel.backend(id)
-    }
-
-    #[inline(always)]
-    fn random(&self) -> u32 {
-        Kernel.random()
-    }
-
-    #[inline(always)]
-    fn count(&self, counter: Counter) {
-        Kernel.count(counter);
-    }
-}
+reads_the_maps!(Hook);
 
 impl Socket for Hook {
     #[inline(always)]

@@ -66,6 +66,63 @@ impl Tables for Kernel {
     }
 }
 
+/// Makes a hook's context read the maps in the kernel.
+macro_rules! reads_the_maps {
+    ($hook:ty) => {
+        impl proxy_common::datapath::lookup::Tables for $hook {
+            #[inline(always)]
+            fn frontend(
+                &self,
+                key: &proxy_common::abi::FrontendKey,
+            ) -> Option<proxy_common::abi::Frontend> {
+                proxy_common::datapath::lookup::Tables::frontend(
+                    &$crate::context::tables::Kernel,
+                    key,
+                )
+            }
+
+            #[inline(always)]
+            fn service(&self, id: u32) -> Option<proxy_common::abi::ServiceWord> {
+                proxy_common::datapath::lookup::Tables::service(
+                    &$crate::context::tables::Kernel,
+                    id,
+                )
+            }
+
+            #[inline(always)]
+            fn slot(&self, index: u32) -> Option<u32> {
+                proxy_common::datapath::lookup::Tables::slot(
+                    &$crate::context::tables::Kernel,
+                    index,
+                )
+            }
+
+            #[inline(always)]
+            fn backend(&self, id: u32) -> Option<proxy_common::abi::Backend> {
+                proxy_common::datapath::lookup::Tables::backend(
+                    &$crate::context::tables::Kernel,
+                    id,
+                )
+            }
+
+            #[inline(always)]
+            fn random(&self) -> u32 {
+                proxy_common::datapath::lookup::Tables::random(&$crate::context::tables::Kernel)
+            }
+
+            #[inline(always)]
+            fn count(&self, counter: proxy_common::abi::Counter) {
+                proxy_common::datapath::lookup::Tables::count(
+                    &$crate::context::tables::Kernel,
+                    counter,
+                );
+            }
+        }
+    };
+}
+
+pub(crate) use reads_the_maps;
+
 /// Whether a hook's socket is in the node's own network namespace. `ctx`: the hook's context.
 #[inline(always)]
 pub(crate) fn is_of_node(ctx: *mut c_void) -> bool {

@@ -14,13 +14,9 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    abi::{
-        Addr, Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend,
-        FrontendKey, PortRange, Route, RouteKey, ServiceWord, Tuple,
-    },
+    abi::{Addr, Device, FlowEntry, FragmentKey, FragmentPorts, PortRange, Route, RouteKey, Tuple},
     datapath::{
         conntrack::{Conntrack, Table},
-        lookup::Tables,
         path::Node,
     },
     wire::{
@@ -30,7 +26,7 @@ use proxy_common::{
     },
 };
 
-use super::tables::Kernel;
+use super::tables::reads_the_maps;
 use crate::maps;
 
 const AF_INET: u32 = 2;
@@ -148,37 +144,7 @@ impl Packet for Skb {
     }
 }
 
-impl Tables for Skb {
-    #[inline(always)]
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        Kernel.frontend(key)
-    }
-
-    #[inline(always)]
-    fn service(&self, id: u32) -> Option<ServiceWord> {
-        Kernel.service(id)
-    }
-
-    #[inline(always)]
-    fn slot(&self, index: u32) -> Option<u32> {
-        Kernel.slot(index)
-    }
-
-    #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        Kernel.backend(id)
-    }
-
-    #[inline(always)]
-    fn random(&self) -> u32 {
-        Kernel.random()
-    }
-
-    #[inline(always)]
-    fn count(&self, counter: Counter) {
-        Kernel.count(counter);
-    }
-}
+reads_the_maps!(Skb);
 
 impl Conntrack for Skb {
     #[inline(always)]
