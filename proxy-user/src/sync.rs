@@ -7,7 +7,7 @@ use proxy_common::abi::Protocol;
 use crate::{
     maps::MapStore,
     model::{Event, Model, ObjectName},
-    plan::{Change, Epoch, Failed, Planner, Refused, Report, execute},
+    plan::{Change, Epoch, Failed, Plan, Planner, Refused, Report, Step, execute},
 };
 
 /// Model, planner and maps of one node. No I/O but the maps', no clock, no tasks.
@@ -161,9 +161,9 @@ impl<S: MapStore> Syncer<S> {
     }
 }
 
-fn udp_moved(plan: &crate::plan::Plan) -> bool {
+/// Whether the plan makes a difference to connected UDP sockets.
+fn udp_moved(plan: &Plan) -> bool {
     plan.steps.iter().any(|planned| {
-        use crate::plan::Step;
         planned.port.protocol == Protocol::Udp
             && matches!(
                 planned.step,

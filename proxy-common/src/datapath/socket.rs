@@ -91,30 +91,42 @@ pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdi
             socket.count(Counter::ConnectTranslated);
             Verdict::Rewrite(choice.address)
         }
-        Err(NoChoice::NoEndpoints) => {
+        Err(NoChoice::NoEndpoints) if matches!(protocol, Protocol::Udp) && !socket.can_refuse() => {
             socket.count(Counter::ConnectRefused);
-            if matches!(protocol, Protocol::Udp) && !socket.can_refuse() {
-                // connect() succeeds, so the socket is to work when there is an endpoint.
-                let parked = Choice {
-                    backend_id: 0,
-                    service: frontend.service,
-                    address: SockAddr::parked(&to.addr),
-                    is_local: false,
-                };
-                remember(socket, protocol, to, &parked);
-                return Verdict::Rewrite(parked.address);
-            }
-            Verdict::Refuse
+            // connect() succeeds, so the socket is to work when there is an endpoint.
+            let parked = Choice {
+                backend_id: 0,
+                service: frontend.service,
+                address: SockAddr::parked(&to.addr),
+                is_local: false,
+            };
+            remember(socket, protocol, to, &parked);
+            Verdict::Rewrite(parked.address)
         }
-        Err(NoChoice::NoLocalEndpoint) => {
-            socket.count(Counter::ConnectNoLocalEndpoint);
-            Verdict::Drop
-        }
-        Err(NoChoice::Damaged) => {
-            socket.count(Counter::TableDamaged);
-            Verdict::Refuse
-        }
+        Err(why) => without_backend(
+            socket,
+            why,
+            Counter::ConnectRefused,
+            Counter::ConnectNoLocalEndpoint,
+        ),
     }
+}
+
+/// What comes of a call for which there is no backend.
+#[inline(always)]
+fn without_backend(
+    socket: &impl Socket,
+    why: NoChoice,
+    refused: Counter,
+    no_local_endpoint: Counter,
+) -> Verdict {
+    let (counter, verdict) = match why {
+        NoChoice::NoEndpoints => (refused, Verdict::Refuse),
+        NoChoice::NoLocalEndpoint => (no_local_endpoint, Verdict::Drop),
+        NoChoice::Damaged => (Counter::TableDamaged, Verdict::Refuse),
+    };
+    socket.count(counter);
+    verdict
 }
 
 #[inline(always)]
@@ -204,18 +216,12 @@ pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
             socket.count(counter);
             Verdict::Rewrite(choice.address)
         }
-        Err(NoChoice::NoEndpoints) => {
-            socket.count(Counter::SendRefused);
-            Verdict::Refuse
-        }
-        Err(NoChoice::NoLocalEndpoint) => {
-            socket.count(Counter::SendNoLocalEndpoint);
-            Verdict::Drop
-        }
-        Err(NoChoice::Damaged) => {
-            socket.count(Counter::TableDamaged);
-            Verdict::Refuse
-        }
+        Err(why) => without_backend(
+            socket,
+            why,
+            Counter::SendRefused,
+            Counter::SendNoLocalEndpoint,
+        ),
     }
 }
 
@@ -258,10 +264,6 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
     Some(flow.frontend)
 }
 
-#[cfg(test)]
-#[path = "socket_tests.rs"]
-mod tests;
-
 /// What bind(2) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -302,3 +304,7 @@ fn is_node_port(tables: &impl Tables, protocol: Protocol, at: &SockAddr) -> bool
         .frontend(&frontend_key(protocol, at))
         .is_some_and(|frontend| frontend.kind == FrontendKind::NodePort as u8)
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;
