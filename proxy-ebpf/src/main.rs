@@ -20,8 +20,9 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Programs that call GPL-only helpers must say so; none of ours does, and the kernel asks anyway.
+/// The kernel gives bpf_fib_lookup to programs that are available under the GPL; these are, at the
+/// user's choice (LICENSE-GPL-2.0).
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 11] = *b"Apache-2.0\0";
+static LICENSE: [u8; 7] = *b"GPL v2\0";

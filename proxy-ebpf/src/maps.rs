@@ -9,7 +9,7 @@ use aya_ebpf::{
 use proxy_common::{
     abi::{
         Addr, Backend, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        PortRange, Route, ServiceName, SockAddr, SocketCookie, SocketFlow, Tuple, UdpFlow,
+        PortRange, ServiceName, SockAddr, SocketCookie, SocketFlow, SourceRange, Tuple, UdpFlow,
         UdpFlowKey,
     },
     datapath::path::Work,
@@ -78,9 +78,13 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 1024> = LruH
 #[btf_map(name = "KP_DEVICES")]
 pub(crate) static DEVICES: HashMap<u32, Device, 256> = HashMap::new();
 
-/// What the agent copies of the main routing table. IPv4 prefixes count from bit 96.
-#[btf_map(name = "KP_ROUTES")]
-pub(crate) static ROUTES: LpmTrie<Addr, Route, 1024> = LpmTrie::new();
+/// Who may dial a service that has source ranges.
+#[btf_map(name = "KP_SOURCE_RANGES")]
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceRange, u32, 1024> = LpmTrie::new();
+
+/// The ServiceCIDRs.
+#[btf_map(name = "KP_SERVICE_NETS")]
+pub(crate) static SERVICE_NETS: LpmTrie<Addr, u32, 64> = LpmTrie::new();
 
 /// The packet in hand. TC programs run with bottom halves off: none interrupts another on its CPU.
 #[btf_map(name = "KP_WORK")]

@@ -9,8 +9,8 @@ mod conntrack;
 mod counter;
 mod layout;
 mod name;
+mod prefix;
 mod protocol;
-mod route;
 mod service;
 mod snat;
 mod socket;
@@ -21,14 +21,14 @@ pub use conntrack::{
 };
 pub use counter::Counter;
 pub use name::ServiceName;
+pub use prefix::{NetKey, SourceRange, SourceRangeKey};
 pub use protocol::Protocol;
-pub use route::{Route, RouteKey};
 pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, ServiceWord};
 pub use snat::{Device, PortRange};
 pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
 
 /// Version of the map layout; names the directory of pins.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps, as in the kernel object and below the directory of pins. The kernel keeps the
 /// first 15 bytes.
@@ -59,8 +59,16 @@ pub mod map {
     pub const HALF_OPEN: &str = "KP_HALF_OPEN";
     pub const FRAGMENTS: &str = "KP_FRAGMENTS";
     pub const DEVICES: &str = "KP_DEVICES";
-    pub const ROUTES: &str = "KP_ROUTES";
+    pub const SOURCE_RANGES: &str = "KP_SOURCE_RANGES";
+    pub const SERVICE_NETS: &str = "KP_SERVICE_NETS";
 
     /// What only the packet path uses.
-    pub const PACKET: &[&str] = &[FLOWS, HALF_OPEN, FRAGMENTS, DEVICES, ROUTES];
+    pub const PACKET: &[&str] = &[
+        FLOWS,
+        HALF_OPEN,
+        FRAGMENTS,
+        DEVICES,
+        SOURCE_RANGES,
+        SERVICE_NETS,
+    ];
 }

@@ -3,7 +3,7 @@
 use super::{addr::Addr, layout::abi_struct};
 
 abi_struct! {
-    /// Key of the map FRONTENDS: what a client dials.
+    /// Key of the map FRONTENDS: what a client dials. See also [`FrontendKey::of_address`].
     pub struct FrontendKey {
         pub addr: Addr,
         /// In network byte order as it lies in memory.
@@ -16,11 +16,14 @@ abi_struct! {
 
     /// Value of the map FRONTENDS.
     pub struct Frontend {
-        /// Index into SERVICES, never 0.
+        /// Index into SERVICES; 0 only for an address as such ([`FrontendKey::of_address`]).
         pub service: u32,
+        /// What clients that are neither pods nor processes of this node get instead: the endpoints
+        /// of this node, under `externalTrafficPolicy: Local`. 0: the same.
+        pub outside_service: u32,
         /// A [`FrontendKind`].
         pub kind: u8,
-        /// Bits: [`Frontend::NODE_ONLY`].
+        /// Bits: [`Frontend::NODE_ONLY`] and those after it.
         pub flags: u8,
         /// Always 0.
         pub zero: [u8; 2],
@@ -49,6 +52,26 @@ impl Frontend {
     /// Only for sockets in the node's own network namespace: a NodePort on a loopback address, which
     /// in a pod is the pod's own.
     pub const NODE_ONLY: u8 = 1;
+    /// Only for sources that SOURCE_RANGES names for `service` (BEHAVIOUR L1-L3).
+    pub const SOURCE_RANGES: u8 = 2;
+    /// With [`Self::SOURCE_RANGES`]: the node's own processes are among them (L4).
+    pub const NODE_ALLOWED: u8 = 4;
+    /// With [`Self::SOURCE_RANGES`]: every pod of this node is among them.
+    pub const PODS_ALLOWED: u8 = 8;
+}
+
+impl FrontendKey {
+    /// An entry under this key says that the address is a ClusterIP: whatever else is dialled there is
+    /// rejected (BEHAVIOUR A11).
+    #[inline(always)]
+    pub const fn of_address(addr: Addr) -> Self {
+        Self {
+            addr,
+            port_be: 0,
+            protocol: 0,
+            zero: 0,
+        }
+    }
 }
 
 /// What kind of address a frontend is (BEHAVIOUR §1.2, §1.3).

@@ -1,16 +1,25 @@
-//! What takes the client's place when a packet leaves this node for a backend elsewhere.
+//! What the packet path knows of this node: its devices, and the source ports it may use.
 
 use super::{addr::Addr, layout::abi_struct};
 
 abi_struct! {
-    /// Value of the map DEVICES, by interface index: this node's addresses on it. `::` means none.
+    /// Value of the map DEVICES, by interface index.
     pub struct Device {
+        /// What takes the client's place when a packet leaves by it: this node's address there, or
+        /// else its primary one. `::` means none.
         pub v4: Addr,
         pub v6: Addr,
+        /// In bytes, without the link layer.
+        pub mtu: u32,
+        /// Bits: [`Device::POD`].
+        pub flags: u32,
     }
 }
 
 impl Device {
+    /// A pod is at the other end, not the outside.
+    pub const POD: u32 = 1;
+
     /// The address of the same family as `like`.
     #[inline(always)]
     pub const fn source_like(&self, like: &Addr) -> Option<Addr> {

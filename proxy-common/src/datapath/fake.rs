@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use super::{
     conntrack::{Conntrack, Table},
     lookup::Tables,
-    path::{Node, Work},
+    path::{Node, Route, Work},
     socket::Socket,
 };
 use crate::abi::{
     Addr, Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    PortRange, Route, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
+    PortRange, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     abi::{
         Addr, Counter, Device, Direction, FRAGMENT_NS, FlowEntry, FragmentKey, FragmentPorts,
-        Frontend, FrontendKey, PortRange, Protocol, Route, SockAddr, Tuple, Via,
+        Frontend, FrontendKey, PortRange, Protocol, SockAddr, Tuple, Via,
     },
     wire::{
         link::{ETHERTYPE_V4, ETHERTYPE_V6, Family, Link},
@@ -27,6 +27,15 @@ use crate::{
         transport::tcp,
     },
 };
+
+/// How a packet leaves this node when no stack carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Route {
+    pub ifindex: u32,
+    /// The next hop; the destination itself if it is reached directly.
+    pub gateway: Addr,
+}
 
 /// What a node knows beside its tables. Implemented for the kernel and by [`super::fake::Maps`].
 pub trait Node: Tables + Conntrack {

@@ -32,6 +32,7 @@ fn world(backends: &[&str], empty: Empty) -> Maps {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         let frontend = Frontend {
             service: SERVICE,
+            outside_service: 0,
             kind: FrontendKind::ClusterIp as u8,
             flags: 0,
             zero: [0; 2],
@@ -373,6 +374,7 @@ mod node_port {
         ] {
             let frontend = Frontend {
                 service: SERVICE,
+                outside_service: 0,
                 kind: FrontendKind::NodePort as u8,
                 flags,
                 zero: [0; 2],

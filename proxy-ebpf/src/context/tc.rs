@@ -5,19 +5,19 @@ use core::{ffi::c_void, mem::MaybeUninit};
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST,
-        bpf_redir_neigh as RedirNeigh,
+        bpf_fib_lookup as FibLookup, bpf_redir_neigh as RedirNeigh,
     },
-    btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh,
-        bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+        bpf_fib_lookup, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace,
+        bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop,
     },
 };
 use proxy_common::{
-    abi::{Addr, Device, FlowEntry, FragmentKey, FragmentPorts, PortRange, Route, RouteKey, Tuple},
+    abi::{Addr, Device, FlowEntry, FragmentKey, FragmentPorts, PortRange, Tuple},
     datapath::{
         conntrack::{Conntrack, Table},
-        path::Node,
+        path::{Node, Route},
     },
     wire::{
         checksum::Diff,
@@ -31,6 +31,10 @@ use crate::maps;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+
+/// `BPF_FIB_LKUP_RET_SUCCESS` and `BPF_FIB_LKUP_RET_NO_NEIGH`.
+const FIB_SUCCESS: i64 = 0;
+const FIB_NO_NEIGHBOUR: i64 = 7;
 
 /// Two in the frame and one beside it.
 const MAX_TAGS: u8 = 3;
@@ -237,11 +241,35 @@ impl Node for Skb {
 
     #[inline(always)]
     fn route(&self, dst: &Addr) -> Option<Route> {
-        let RouteKey {
-            prefix_length,
-            addr,
-        } = RouteKey::of(*dst);
-        // A change of the trie puts another element in the place of one, never into it.
-        maps::ROUTES.get(&Key::new(prefix_length, addr)).copied()
+        let mut lookup = MaybeUninit::<FibLookup>::zeroed();
+        let parameters = lookup.as_mut_ptr();
+        // SAFETY: all bits 0 are a value of it; the helper takes its size and fills it.
+        unsafe {
+            (*parameters).ifindex = self.ifindex();
+            if dst.is_v4() {
+                (*parameters).family = AF_INET as u8;
+                (*parameters).__bindgen_anon_4.ipv4_dst = dst.words[3];
+            } else {
+                (*parameters).family = AF_INET6 as u8;
+                (*parameters).__bindgen_anon_4.ipv6_dst = dst.words;
+            }
+            let size = size_of::<FibLookup>() as i32;
+            let result = bpf_fib_lookup(self.0.cast(), parameters, size, 0);
+            // Whether the neighbour is known doesn't matter: the redirection asks for it.
+            if result != FIB_SUCCESS && result != FIB_NO_NEIGHBOUR {
+                return None;
+            }
+            let gateway = if u32::from((*parameters).family) == AF_INET {
+                Addr::from_v4_word((*parameters).__bindgen_anon_4.ipv4_dst)
+            } else {
+                Addr {
+                    words: (*parameters).__bindgen_anon_4.ipv6_dst,
+                }
+            };
+            Some(Route {
+                ifindex: (*parameters).ifindex,
+                gateway,
+            })
+        }
     }
 }

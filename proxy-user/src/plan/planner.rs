@@ -338,6 +338,7 @@ impl Planner {
                     key: frontend_key(address),
                     frontend: Frontend {
                         service: id,
+                        outside_service: 0,
                         kind: *kind as u8,
                         flags: flags_of(address, *kind),
                         zero: [0; 2],

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, MapData, PerCpuArray},
     programs::SchedClassifier,
 };
 use nix::sys::resource::{Resource, setrlimit};
 use proxy_common::{
     abi::{
         Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Route, Tuple, map,
+        Tuple, map,
     },
     datapath::path::{Hook, Verdict},
     wire::link::Link,
@@ -124,13 +124,6 @@ impl Kernel {
             let mut slots: Array<_, u32> = self.map(map::SLOTS)?.try_into()?;
             for (id, _) in scene.backends() {
                 slots.set(id, id, 0)?;
-            }
-            let mut routes: LpmTrie<_, Bytes<16>, Bytes<{ Route::SIZE }>> =
-                self.map(map::ROUTES)?.try_into()?;
-            for (addr, route) in scene.routes() {
-                let addr = addr.words.map(u32::to_ne_bytes).concat();
-                let addr: Bytes<16> = addr.try_into().expect("16 bytes");
-                routes.insert(&Key::new(128, addr), route.to_bytes(), 0)?;
             }
         }
         let mut devices: HashMap<_, u32, Bytes<{ Device::SIZE }>> =

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::{
     abi::{
         Addr, Backend, Device, Empty, Frontend, FrontendKey, FrontendKind, PortRange, Protocol,
-        Route, ServiceWord,
+        ServiceWord,
     },
-    datapath::fake::Maps,
+    datapath::{fake::Maps, path::Route},
 };
 
 /// The device of [`Scene::ROUTER`]'s side.
@@ -104,6 +104,7 @@ impl Scene {
                 };
                 let frontend = Frontend {
                     service: self.service(service),
+                    outside_service: 0,
                     kind: FrontendKind::LoadBalancer as u8,
                     flags: if ip.is_loopback() {
                         Frontend::NODE_ONLY
@@ -151,7 +152,12 @@ impl Scene {
 
     pub fn device() -> Device {
         let [v4, v6] = Self::BOTH.map(|scene| Addr::from(scene.node()));
-        Device { v4, v6 }
+        Device {
+            v4,
+            v6,
+            mtu: 1500,
+            flags: 0,
+        }
     }
 
     pub fn routes(self) -> Vec<(Addr, Route)> {
