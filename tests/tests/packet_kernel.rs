@@ -20,9 +20,21 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
     let rows = rows();
     for row in &rows {
         kernel.forget()?;
+        let mut control = [0; 20];
         for (i, step) in row.steps.iter().enumerate() {
             let before = kernel.counters()?;
-            let outcome = kernel.run(step.hook, step.link, &step.frame, 1)?;
+            if !step.is_sent_on {
+                control = [0; 20];
+            }
+            let outcome =
+                kernel.run_at(step.device, control, step.hook, step.link, &step.frame, 1)?;
+            control = outcome.control;
+            ensure!(
+                (control != [0; 20]) == matches!(step.verdict, Verdict::Redirect(_)),
+                "{}, step {i}: {control:?} behind {:?}",
+                row.name,
+                step.verdict
+            );
             let mut wanted = before;
             *wanted.entry(step.verdict.counter()).or_default() += 1;
             let counted = kernel.counters()?;
@@ -33,7 +45,7 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
                 outcome.code,
                 step.verdict,
             );
-            let goes_on = !matches!(step.verdict, Verdict::Reject | Verdict::Drop(_));
+            let goes_on = !matches!(step.verdict, Verdict::Reject(_) | Verdict::Drop(_));
             ensure!(
                 !goes_on || outcome.out == step.out,
                 "{}, step {i}:\n     in {:02x?}\n    out {:02x?}\n wanted {:02x?}",
@@ -86,6 +98,7 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
             continue;
         }
         let hook = [Hook::Ingress, Hook::Ingress, Hook::Egress][dice.below(3)];
+        maps.is_for_another = Scene::is_for_another(link, &frame);
         let mut packet = Bytes::new(frame.clone());
         let verdict = path::run(hook, link, &mut packet, &maps, &mut work);
         let outcome = match kernel.run(hook, link, &frame, 1) {
@@ -103,7 +116,7 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
             translated += 1;
         }
         ensure!(
-            matches!(verdict, Verdict::Reject | Verdict::Drop(_)) || outcome.out == packet.data,
+            matches!(verdict, Verdict::Reject(_) | Verdict::Drop(_)) || outcome.out == packet.data,
             "case {case}: {verdict:?}\n     in {frame:02x?}\n kernel {:02x?}\n   host {:02x?}",
             outcome.out,
             packet.data
