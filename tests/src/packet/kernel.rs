@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, TcAttachType, tc::qdisc_add_clsact},
 };
 use nix::{
     sched::{CloneFlags, unshare},
@@ -121,6 +121,21 @@ impl Kernel {
     pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         let program = self.ebpf.program_mut(name).context("no such program")?;
         Ok(program.try_into()?)
+    }
+
+    /// Lets the programs see what a device of this thread's namespace sees.
+    pub fn attach(&mut self, device: &str) -> Result<()> {
+        // Since 6.6 there is no need.
+        qdisc_add_clsact(device).context("clsact")?;
+        for (name, hook) in [
+            (PROGRAMS[0], TcAttachType::Ingress),
+            (PROGRAMS[1], TcAttachType::Egress),
+        ] {
+            self.program(name)?
+                .attach(device, hook)
+                .with_context(|| format!("attach {name} to {device}"))?;
+        }
+        Ok(())
     }
 
     fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
