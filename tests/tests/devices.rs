@@ -196,8 +196,8 @@ fn the_uplink_is_chosen_when_it_gets_a_default_route_of_either_family() -> Resul
             "route del default\n",
         ),
         (
-            "-6 route add default via fd50::250 dev eth0\n",
-            "-6 route del default\n",
+            "route add default via fd50::250 dev eth0\n",
+            "route del default via fd50::250\n",
         ),
     ] {
         let ground = Ground::new(|_, _| Ok(()), &[])?;
@@ -249,7 +249,9 @@ fn a_device_is_followed_through_its_whole_life() -> Result<()> {
         .agent
         .wait_line(&["no device matches up*", "waited for"], PATIENCE)?;
     ground.wait_devices(&["eth0"])?;
-    ground.ip("link add up1 type dummy\naddr add 192.0.2.7/24 dev up1\nlink set up1 up\n")?;
+    ground.ip(
+        "link add up1 type veth peer name peer\naddr add 192.0.2.7/24 dev up1\nlink set up1 up\n",
+    )?;
     ground.wait_devices(&["eth0", "up1"])?;
     let index = ground.index("up1")?;
     let wait_known = |mtu: u32, ip: &str| {
@@ -303,12 +305,12 @@ fn devices_without_an_ethernet_header_get_programs_of_their_own() -> Result<()> 
         let ground = Ground::new(
             |node, _| {
                 node.netns()
-                    .ip("link add ip6t type ip6tnl mode any\nlink set ip6t up\n")
+                    .ip("tuntap add dev tun7 mode tun\naddr add 192.0.2.9/32 dev tun7\n")
                     .map(drop)
             },
             flags,
         )?;
-        ground.wait_devices(&["ip6t"])?;
+        ground.wait_devices(&["tun7"])?;
         let programs = bpf::our_programs()?;
         ensure!(
             programs
@@ -411,16 +413,16 @@ fn by_filters_ours_is_last_on_the_way_in_and_first_on_the_way_out() -> Result<()
             tc(node.netns(), "qdisc add dev eth0 clsact")?;
             tc(
                 node.netns(),
-                "filter add dev eth0 ingress pref 100 matchall action continue",
+                "filter add dev eth0 ingress pref 100 protocol all u32 match u32 0 0 flowid 1:1",
             )?;
             tc(
                 node.netns(),
-                "filter add dev eth0 egress pref 100 matchall action continue",
+                "filter add dev eth0 egress pref 100 protocol all u32 match u32 0 0 flowid 1:1",
             )?;
             // In our place.
             tc(
                 node.netns(),
-                "filter add dev eth0 egress pref 1 matchall action continue",
+                "filter add dev eth0 egress pref 1 protocol all u32 match u32 0 0 flowid 1:1",
             )?;
             Ok(())
         },
@@ -513,9 +515,10 @@ fn filters_are_there_at_every_moment_of_a_restart() -> Result<()> {
         let watch = scope.spawn(|| -> Result<usize> {
             let mut looks = 0;
             while !stop.load(Ordering::Acquire) {
-                for (hook, name) in [("ingress", "kp_tc_ingress"), ("egress", "kp_tc_egress")] {
+                for hook in ["ingress", "egress"] {
                     let shown = tc(netns, &format!("filter show dev eth0 {hook}"))?;
-                    ensure!(shown.matches(name).count() == 1, "{shown}");
+                    let ours = format!("name kp_tc_{hook} ");
+                    ensure!(shown.matches(&ours).count() == 1, "{shown}");
                 }
                 looks += 1;
             }
@@ -622,7 +625,7 @@ fn a_device_that_refuses_is_told_once_and_the_others_go_on() -> Result<()> {
     let ground = Ground::new(
         |node, _| {
             node.netns()
-                .ip("link add busy type dummy\nlink set busy up\n")?;
+                .ip("link add busy type veth peer name peer\nlink set busy up\n")?;
             tc(node.netns(), "qdisc add dev busy ingress").map(drop)
         },
         &[&["--devices", "busy,eth0"], &CLSACT[..]].concat(),
