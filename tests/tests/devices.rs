@@ -821,6 +821,7 @@ fn what_a_sweep_costs() -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
+        .enable_time()
         .build()?;
     for _ in 0..3 {
         let begun = std::time::Instant::now();
