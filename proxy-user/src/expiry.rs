@@ -12,7 +12,7 @@ use proxy_common::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::loader::FlowMap;
+use crate::loader::{FlowMap, Position};
 
 /// Entries read by one call: about a millisecond.
 const SLICE: usize = 4096;
@@ -75,9 +75,9 @@ pub async fn sweep(flows: &mut FlowMap, rest: u32) -> io::Result<Swept> {
 
 fn slice(
     flows: &mut FlowMap,
-    from: Option<crate::loader::Position>,
+    from: Option<Position>,
     swept: &mut Swept,
-) -> io::Result<Option<crate::loader::Position>> {
+) -> io::Result<Option<Position>> {
     let (entries, next) = flows.batch(from, SLICE)?;
     let now_ns = monotonic_ns();
     swept.seen += entries.len();

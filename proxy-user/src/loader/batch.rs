@@ -45,6 +45,9 @@ pub struct FlowMap {
 #[derive(Clone, Copy, Debug)]
 pub struct Position(u32);
 
+/// What one call read, and where the next one begins; `None` at the end.
+pub type Read = (Vec<(Tuple, FlowEntry)>, Option<Position>);
+
 impl FlowMap {
     pub fn new(data: MapData) -> Result<Self, OpenError> {
         let open = |source| OpenError::Open {
@@ -71,13 +74,8 @@ impl FlowMap {
         self.capacity
     }
 
-    /// Up to `room` entries, by one call (BPF_MAP_LOOKUP_BATCH, Linux 5.6), and where the next begin;
-    /// `None` at the end. What comes and goes meanwhile may be missed or seen twice.
-    pub fn batch(
-        &self,
-        from: Option<Position>,
-        room: usize,
-    ) -> io::Result<(Vec<(Tuple, FlowEntry)>, Option<Position>)> {
+    /// Up to `room` entries, by one call (BPF_MAP_LOOKUP_BATCH, Linux 5.6). What comes and goes meanwhile may be missed or seen twice.
+    pub fn batch(&self, from: Option<Position>, room: usize) -> io::Result<Read> {
         let mut room = room;
         loop {
             let mut keys = vec![[0_u8; Tuple::SIZE]; room];

@@ -149,25 +149,22 @@ async fn next_change(
 /// Whether the lists have to be read again. Tells of filters at once.
 fn concerns_list(to: &Listeners, message: &Message) -> bool {
     use RouteNetlinkMessage as M;
-    match &message.payload {
+    let is_filter = matches!(
+        &message.payload,
         NetlinkPayload::InnerMessage(
             M::NewQueueDiscipline(_)
-            | M::DelQueueDiscipline(_)
-            | M::NewTrafficFilter(_)
-            | M::DelTrafficFilter(_)
-            | M::NewTrafficChain(_)
-            | M::DelTrafficChain(_),
-        ) => {
-            to.filters.notify_one();
-            false
-        }
-        // Something was missed: it may have been anything.
-        NetlinkPayload::Overrun(_) => {
-            to.filters.notify_one();
-            true
-        }
-        _ => true,
+                | M::DelQueueDiscipline(_)
+                | M::NewTrafficFilter(_)
+                | M::DelTrafficFilter(_)
+                | M::NewTrafficChain(_)
+                | M::DelTrafficChain(_),
+        )
+    );
+    // Something was missed: it may have been anything.
+    if is_filter || matches!(&message.payload, NetlinkPayload::Overrun(_)) {
+        to.filters.notify_one();
     }
+    !is_filter
 }
 
 /// A classic BPF program for the listening socket: a node that speaks BGP has a million routes, and
