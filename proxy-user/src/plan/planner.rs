@@ -212,7 +212,7 @@ impl Planner {
         plan
     }
 
-    /// Ports that lose their last backend. Other ports may take over frontends of theirs in the same
+    /// Ports that frontends name and that lose their last backend. Other ports may take over frontends of theirs in the same
     /// plan, and those frontends' clients must not be refused in between: such a switch comes after
     /// what others take, and before what the port itself takes.
     pub(super) fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
@@ -223,7 +223,7 @@ impl Planner {
                     && self
                         .ports
                         .get(&planned.port)
-                        .is_some_and(|port| port.word.count() > 0)
+                        .is_some_and(|port| port.word.count() > 0 && !port.frontends.is_empty())
             })
             .map(|planned| Arc::clone(&planned.port))
             .collect()

@@ -154,6 +154,18 @@ impl Desired {
         })
     }
 
+    /// Whether the port's ranges, if it has any, have the client in them.
+    pub(super) fn admits(&self, key: &PortKey, client: Client) -> bool {
+        let limits = self
+            .ports
+            .get(key)
+            .and_then(|port| port.source_ranges.as_ref());
+        limits.is_some_and(|limits| match client {
+            Client::Outside(index) => limits.ranges.contains(&range(index)),
+            Client::Node | Client::Pod => false,
+        })
+    }
+
     pub(super) fn of_port(&self, key: &PortKey) -> Outcome {
         match self.ports.get(key) {
             None => Outcome::Pass,

@@ -248,6 +248,10 @@ pub(super) struct World {
     pub(super) planner: Planner,
     store: Checked,
     desired: Desired,
+    /// What was desired before that.
+    before: Desired,
+    /// Whatever a list was to be at any time: it may still be that while plans fail.
+    ever: BTreeMap<PortKey, Vec<Outcome>>,
     /// Ports that each frontend may belong to while plans fail.
     owners: BTreeMap<FrontendAddress, BTreeSet<PortKey>>,
     retry: BTreeSet<ObjectName>,
@@ -277,6 +281,8 @@ impl World {
                 readers: Vec::new(),
             },
             desired: Desired::default(),
+            before: Desired::default(),
+            ever: BTreeMap::new(),
             owners: BTreeMap::new(),
             retry: BTreeSet::new(),
             grace: None,
@@ -302,7 +308,13 @@ impl World {
                     || old.addresses_of(service) != self.desired.addresses_of(service)
             })
             .collect();
+        self.before = old;
+        for key in self.desired.ports.keys() {
+            let outcome = self.desired.of_port(key);
+            self.ever.entry(key.clone()).or_default().push(outcome);
+        }
         self.sync(touched, failure);
+        self.before = self.desired.clone();
     }
 
     fn sync(&mut self, mut touched: BTreeSet<ObjectName>, failure: Option<Failure>) {
@@ -331,27 +343,41 @@ impl World {
             let bars = self.desired.bars(&address, client);
             allowed.may_pass |= !bars;
             allowed.may_be_barred |= bars;
-            let never_barred = !allowed.may_be_barred;
             let steady_before = allowed.lists.iter().all(is_to);
             allowed
                 .lists
                 .extend(owners.iter().map(|key| self.desired.of_port(key)));
             allowed.lists.push(after.clone());
-            if matches!(client, Client::Outside(_)) {
+            if let Client::Outside(_) = client {
                 // On the way from one list of a port to the other, what each of them leads to.
                 let lists = owners.iter().chain(new_owner);
-                let lists = lists.flat_map(|key| [key.clone(), local_twin(key)]);
-                allowed.lists.extend(
-                    lists
-                        .filter(|key| self.desired.ports.contains_key(key))
-                        .map(|key| self.desired.of_port(&key)),
-                );
+                let fails = failure.is_some() || !self.retry.is_empty();
+                for key in lists.flat_map(|key| [key.clone(), local_twin(key)]) {
+                    if fails {
+                        let ever = self.ever.get(&key).into_iter().flatten();
+                        allowed.lists.extend(ever.cloned());
+                    }
+                    for state in [&self.before, &self.desired] {
+                        if state.ports.contains_key(&key) {
+                            allowed.lists.push(state.of_port(&key));
+                        }
+                    }
+                }
+                // Whoever had it goes its own way: it may admit others by now. If it is not taken
+                // from it after all, it may even have given up its ranges.
+                for key in owners.iter().filter(|key| Some(*key) != new_owner) {
+                    allowed.may_pass |= self.desired.admits(key, client);
+                    if fails {
+                        allowed.may_pass = true;
+                        allowed.may_be_barred = true;
+                    }
+                }
             }
             let steady = match client {
                 Client::Node | Client::Pod => steady_before && is_to(&after),
                 Client::Outside(_) => allowed.lists.iter().all(is_to),
             };
-            if steady && never_barred && admitted && only_cut {
+            if steady && !allowed.may_be_barred && admitted && only_cut {
                 self.store.steady.insert((address, client));
             }
             if new_owner.is_some() && !admitted {
