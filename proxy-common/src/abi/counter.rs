@@ -34,6 +34,10 @@ counters! {
     ConnectRefused = "connect_refused",
     /// connect() to a Service whose policy is Local, without an endpoint on this node.
     ConnectNoLocalEndpoint = "connect_no_local_endpoint",
+    /// connect() to a ClusterIP at a port that no Service has there, answered with ECONNREFUSED.
+    ConnectUndefinedPort = "connect_undefined_port",
+    /// connect() from outside the Service's source ranges, left as it is.
+    ConnectNotAllowed = "connect_not_allowed",
     /// A datagram sent to a frontend from an unconnected socket: a new flow.
     SendNewFlow = "send_new_flow",
     /// A datagram sent to a frontend from an unconnected socket: a flow known before.
@@ -44,6 +48,10 @@ counters! {
     SendRefused = "send_refused",
     /// A datagram to a Service whose policy is Local, without an endpoint on this node.
     SendNoLocalEndpoint = "send_no_local_endpoint",
+    /// A datagram to a ClusterIP at a port that no Service has there, answered with ECONNREFUSED.
+    SendUndefinedPort = "send_undefined_port",
+    /// A datagram from outside the Service's source ranges, left as it is.
+    SendNotAllowed = "send_not_allowed",
     /// An answer shown to the application as coming from the frontend.
     ReceiveReversed = "receive_reversed",
     /// getpeername() answered with the frontend.

@@ -22,6 +22,10 @@ pub struct Maps {
     pub services: HashMap<u32, ServiceWord>,
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
+    /// By service; prefix lengths in bits of [`Addr`], those of IPv4 count from 96.
+    pub source_ranges: HashMap<u32, Vec<(Addr, u32)>>,
+    /// Prefix lengths as above.
+    pub service_nets: Vec<(Addr, u32)>,
     pub flows: RefCell<HashMap<u64, SocketFlow>>,
     pub udp_flows: RefCell<HashMap<UdpFlowKey, UdpFlow>>,
     pub udp_reverse: RefCell<HashMap<UdpFlowKey, SockAddr>>,

@@ -104,6 +104,8 @@ impl Sizes {
     }
 }
 
+/// Of all Services together; tries take memory only for what is in them.
+
 /// Programs in the kernel, not yet attached, and the maps they use.
 #[derive(Debug)]
 pub struct Loaded {

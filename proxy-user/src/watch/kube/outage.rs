@@ -86,6 +86,11 @@ fn api_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
+/// The kind is not served (by an old server), or not for us.
+pub(super) fn is_withheld(error: &watcher::Error) -> bool {
+    matches!(api_code(error), Some(403 | 404))
+}
+
 /// Where kube's watcher would go on from a version that leads nowhere: it resumes for ever after an
 /// HTTP 410, and passes over an event that it could not read (which it may take for a status).
 pub(super) fn needs_list(error: &watcher::Error) -> bool {
