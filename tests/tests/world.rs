@@ -29,6 +29,69 @@ fn every_pod_reaches_every_other_pod_by_its_address() -> Result<()> {
     let started = Instant::now();
     let world = two_nodes()?;
     eprintln!("built in {:?}", started.elapsed());
+    all_pairs(&world)
+}
+
+#[test]
+fn every_pod_reaches_every_other_pod_through_a_tunnel_and_over_narrow_links() -> Result<()> {
+    let world = World::builder()
+        .node("node-a", ["client-a"])
+        .guest("guest-a")
+        .node("node-b", ["client-b"])
+        .narrow_pod("narrow-b", 1400)
+        .node("node-c", ["client-c"])
+        .outside("laptop")
+        .outside_behind_router("phone", 1300)
+        .vxlan()
+        .strict_rp_filter()
+        .build()?;
+    all_pairs(&world)?;
+    // Through the tunnel, and not beside it.
+    let tunnel = world.node("node-a").netns();
+    let sent = tunnel.enter(|| std::fs::read_to_string("/proc/net/dev"))??;
+    let line = sent.lines().find(|line| line.contains("vxlan0:"));
+    let packets = line.and_then(|line| line.split_whitespace().nth(10)?.parse::<u64>().ok());
+    ensure!(packets > Some(20), "{sent}");
+    Ok(())
+}
+
+/// The other side says 1460 bytes a segment, and a machine on the way corrects it.
+#[test]
+fn a_narrow_link_is_learnt_from_the_machine_before_it() -> Result<()> {
+    let world = World::builder()
+        .node("node-a", ["client-a"])
+        .node("node-b", [""; 0])
+        .narrow_pod("narrow-b", 1400)
+        .outside_behind_router("phone", 1300)
+        .build()?;
+    for (client, server, mtu) in [("client-a", "narrow-b", 1400), ("client-a", "phone", 1300)] {
+        let (client, server) = (world.pod(client), world.pod(server));
+        for ip in both_addresses(server) {
+            server.serve(Proto::Tcp, (ip, 7000), server.name())?;
+            let line = "x".repeat(1 << 20);
+            let answer = client.connect((ip, 7000))?.exchange(&line)?;
+            ensure!(answer.echo == line);
+            let known = client.netns().ip(&format!("route get {ip}\n"))?;
+            ensure!(known.contains(&format!("mtu {mtu}")), "{known}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_nodes_default_route_ends_at_the_bridge_in_silence() -> Result<()> {
+    let world = two_nodes()?;
+    for ip in ["203.0.113.1", "2001:db8::1"] {
+        let to = SocketAddr::new(ip.parse()?, 80);
+        let timeout = Duration::from_millis(300);
+        let error = net_error(world.pod("client-a").connect_within(to, timeout))?;
+        ensure!(error.errno == "TIMEOUT", "{error}");
+    }
+    Ok(())
+}
+
+fn all_pairs(world: &World) -> Result<()> {
+    let started = Instant::now();
     let hosts = || world.nodes().iter().map(tests::Node::host);
     let everyone: Vec<&Pod> = world.pods().chain(hosts()).collect();
     for server in &everyone {
