@@ -23,11 +23,12 @@ pub(crate) const SYSCTLS: [(&str, &str); 4] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
 ];
-const FORWARDING: [(&str, &str); 3] = [
+const FORWARDING: [(&str, &str); 4] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     // Who is led here by a route is to stay: another way is never told.
     ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/eth0/send_redirects", "0"),
 ];
 /// The bridge only bridges, and what is sent to its own address goes nowhere.
 const UNDERLAY: [(&str, &str); 4] = [
