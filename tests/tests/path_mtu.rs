@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::{
     Pod, World,
     fleet::{Fleet, bulk, families, large_datagram, node_port, reached, slices},
+    probe::Answer,
     stage::{VIP4, VIP6, eventually},
 };
 
@@ -132,7 +133,9 @@ fn fragmented_datagrams_go_both_ways() -> Result<()> {
             for round in 0..20 {
                 let answer = large_datagram(client, to)
                     .with_context(|| format!("{to}, {backend}, round {round}"))?;
-                ensure!(answer.name == backend && answer.from == to);
+                let right = answer.name == backend && answer.from == to;
+                let Answer { name, from, .. } = answer;
+                ensure!(right, "{name} {from} instead of {backend} {to}");
             }
         }
     }
