@@ -3,6 +3,9 @@
 
 pub mod app;
 pub mod cli;
+pub mod devices;
+pub mod expiry;
+pub mod keeper;
 pub mod loader;
 pub mod maps;
 pub mod model;

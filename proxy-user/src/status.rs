@@ -10,16 +10,30 @@ use comfy_table::{Table, presets};
 use proxy_common::abi::{ABI_VERSION, Counter, Empty, FrontendKind, Protocol, SockAddr};
 use serde::Serialize;
 
-use crate::maps::{Capacity, Observed};
+use crate::{
+    loader::{Hook, OnDevice},
+    maps::{Capacity, Observed},
+};
 
 #[derive(Debug, Serialize)]
 pub struct Status {
     pub abi_version: u32,
     /// Programs whose link is pinned: they translate, agent or not.
     pub programs: Vec<String>,
+    /// Devices that run the packet path.
+    pub devices: Vec<DeviceStatus>,
     pub frontends: Vec<FrontendStatus>,
     pub maps: BTreeMap<&'static str, MapUse>,
     pub counters: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DeviceStatus {
+    pub index: u32,
+    pub name: String,
+    /// By which mechanism, `tcx` or `clsact`; `null` if nothing of ours runs there.
+    pub ingress: Option<&'static str>,
+    pub egress: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -123,6 +137,7 @@ impl Status {
         Self {
             abi_version: ABI_VERSION,
             programs,
+            devices: Vec::new(),
             frontends,
             maps: BTreeMap::from([
                 (
@@ -144,7 +159,33 @@ impl Status {
         }
     }
 
-    /// Three tables. `width` columns, if a terminal is watching.
+    /// What is on devices, and how many entries of flows (two each) there are and can be.
+    pub fn set_packet_path(
+        &mut self,
+        on_devices: &[OnDevice],
+        name: impl Fn(u32) -> String,
+        (flows, capacity): (usize, u32),
+    ) {
+        let mut devices: BTreeMap<u32, DeviceStatus> = BTreeMap::new();
+        for found in on_devices {
+            let device = devices
+                .entry(found.ifindex)
+                .or_insert_with(|| DeviceStatus {
+                    index: found.ifindex,
+                    name: name(found.ifindex),
+                    ingress: None,
+                    egress: None,
+                });
+            match found.hook {
+                Hook::Ingress => device.ingress = Some(found.mechanism.name()),
+                Hook::Egress => device.egress = Some(found.mechanism.name()),
+            }
+        }
+        self.devices = devices.into_values().collect();
+        self.maps.insert("flow entries", map_use(flows, capacity));
+    }
+
+    /// Three tables, and one of devices if there are any. `width` columns, if a terminal is watching.
     pub fn to_table(&self, width: Option<u16>) -> String {
         let mut out = String::new();
         let programs = match self.programs.len() {
@@ -152,6 +193,18 @@ impl Status {
             _ => self.programs.join(" "),
         };
         let _string_is_infallible = writeln!(out, "programs attached: {programs}\n");
+        if !self.devices.is_empty() {
+            let mut table = new_table(width, &["DEVICE", "INDEX", "INGRESS", "EGRESS"]);
+            for device in &self.devices {
+                table.add_row([
+                    device.name.clone(),
+                    device.index.to_string(),
+                    device.ingress.unwrap_or("-").to_owned(),
+                    device.egress.unwrap_or("-").to_owned(),
+                ]);
+            }
+            let _string_is_infallible = writeln!(out, "{table}\n");
+        }
         let mut table = new_table(width, &["FRONTEND", "PROTO", "KIND", "SERVICE", "BACKENDS"]);
         for frontend in &self.frontends {
             let chosen = frontend.backends.iter().filter(|b| b.chosen);

@@ -146,6 +146,11 @@ pub fn list() -> Vec<String> {
         .collect()
 }
 
+/// Runs lines of `ip` commands in the calling thread's namespace.
+pub fn ip_here(options: &[&str], lines: &str) -> Result<String> {
+    ip_batch(options, lines)
+}
+
 fn ip_batch(options: &[&str], lines: &str) -> Result<String> {
     let options: Vec<&str> = options.iter().copied().chain(["-batch", "-"]).collect();
     feed("ip", &options, lines)

@@ -2,7 +2,7 @@
 //! whether its device has an Ethernet header.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -16,7 +16,7 @@ use crate::{context::tc::Skb, maps};
 #[inline(always)]
 fn run(ctx: TcContext, hook: Hook, link: Link) -> i32 {
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
-        return TC_ACT_OK;
+        return TC_ACT_UNSPEC;
     };
     // SAFETY: this CPU's own element, and no program of ours interrupts another; the kernel made it of
     // zeroes, which are a value, and nobody but these programs writes it.
@@ -24,9 +24,10 @@ fn run(ctx: TcContext, hook: Hook, link: Link) -> i32 {
     let node = Skb::new(ctx.skb.skb);
     let mut packet = node;
     match path::run(hook, link, &mut packet, &node, work) {
-        Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_OK,
+        // Not TC_ACT_OK, which would keep the packet from other programs of the device.
+        Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_UNSPEC,
         Verdict::Redirect(_) => node.redirect(&work.hop),
-        Verdict::Reject | Verdict::Drop(_) => TC_ACT_SHOT,
+        Verdict::Reject(_) | Verdict::Drop(_) => TC_ACT_SHOT,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod run;
+mod snat_ports;
 mod status;
 
 use std::path::PathBuf;
@@ -47,6 +48,18 @@ struct PinArgs {
     bpffs_root: PathBuf,
 }
 
+/// Runs what asks netlink.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Io {
+            what: "the runtime",
+            source,
+        })?
+        .block_on(work))
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -64,6 +77,8 @@ pub enum CliError {
         what: &'static str,
         source: std::io::Error,
     },
+    #[error("the filters of devices: {0}")]
+    Devices(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -74,7 +89,12 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::Preflight(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
-            Self::Load(_) | Self::Pin(_) | Self::Store(_) | Self::Source(_) | Self::Io { .. } => 1,
+            Self::Load(_)
+            | Self::Pin(_)
+            | Self::Store(_)
+            | Self::Source(_)
+            | Self::Devices(_)
+            | Self::Io { .. } => 1,
         }
     }
 }

@@ -106,6 +106,11 @@ impl Model {
         model
     }
 
+    /// Those of the Node object; empty without one.
+    pub fn internal_ips(&self) -> &[IpAddr] {
+        &self.node.internal_ips
+    }
+
     /// Whether both kinds have been listed; before that nothing may be written (BEHAVIOUR W5).
     pub fn is_ready(&self) -> bool {
         self.services.was_complete() && self.slices.was_complete()
