@@ -67,6 +67,7 @@ pub struct Sizes {
 const FRAGMENTS: u32 = 8192;
 /// Devices of the node; each pod has one.
 const DEVICES: u32 = 4096;
+/// Of all Services together; tries take memory only for what is in them.
 const SOURCE_RANGES: u32 = 65_536;
 const SERVICE_NETS: u32 = 1024;
 
@@ -103,8 +104,6 @@ impl Sizes {
         self.half_open.saturating_mul(2)
     }
 }
-
-/// Of all Services together; tries take memory only for what is in them.
 
 /// Programs in the kernel, not yet attached, and the maps they use.
 #[derive(Debug)]
