@@ -31,23 +31,27 @@ fn run(ctx: TcContext, hook: Hook, link: Link) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_ingress(ctx: TcContext) -> i32 {
     run(ctx, Hook::Ingress, Link::Ethernet)
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_egress(ctx: TcContext) -> i32 {
     run(ctx, Hook::Egress, Link::Ethernet)
 }
 
 /// For devices without an Ethernet header.
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_ingress_ip(ctx: TcContext) -> i32 {
     run(ctx, Hook::Ingress, Link::None)
 }
 
 /// For devices without an Ethernet header.
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_egress_ip(ctx: TcContext) -> i32 {
     run(ctx, Hook::Egress, Link::None)
 }
