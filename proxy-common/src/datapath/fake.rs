@@ -4,6 +4,7 @@ use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use super::{
+    answer::Budget,
     conntrack::{Conntrack, Table},
     lookup::Tables,
     path::{Node, Route, Work},
@@ -40,6 +41,7 @@ pub struct Maps {
     /// State of the generator; any sequence will do.
     pub seed: Cell<u64>,
     pub now_ns: Cell<u64>,
+    pub next_answer_ns: Cell<u64>,
     /// Sockets are those of the node, not of a pod.
     pub of_node: Cell<bool>,
     /// As a kernel without bpf_set_retval.
@@ -200,6 +202,16 @@ impl Node for Maps {
 
     fn route(&self, dst: &Addr) -> Option<Route> {
         self.routes.get(dst).copied()
+    }
+}
+
+impl Budget for Maps {
+    fn next_answer_ns(&self) -> u64 {
+        self.next_answer_ns.get()
+    }
+
+    fn set_next_answer_ns(&self, due_ns: u64) {
+        self.next_answer_ns.set(due_ns);
     }
 }
 

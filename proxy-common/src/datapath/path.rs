@@ -69,9 +69,21 @@ pub struct Work {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Hook {
-    Ingress,
-    Egress,
+    Ingress = 0,
+    Egress = 1,
+}
+
+impl Hook {
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Egress as u32 {
+            Self::Egress
+        } else {
+            Self::Ingress
+        }
+    }
 }
 
 /// Why a packet was left as it is.
@@ -116,6 +128,7 @@ pub enum DropReason {
     NoRoom,
     NoRoute,
     TtlExceeded,
+    TooBig,
     SctpFragment,
     NotWritten,
     TableDamaged,
@@ -132,6 +145,7 @@ impl DropReason {
             Self::NoRoom => Counter::PacketNoRoom,
             Self::NoRoute => Counter::PacketNoRoute,
             Self::TtlExceeded => Counter::PacketTtlExceeded,
+            Self::TooBig => Counter::PacketTooBig,
             Self::SctpFragment => Counter::PacketSctpFragment,
             Self::NotWritten => Counter::PacketNotWritten,
             Self::TableDamaged => Counter::TableDamaged,
@@ -294,18 +308,24 @@ fn follow(
         track(node, work, table, now_ns);
     }
     if matches!(Via::from_number(work.entry.via), Via::Redirect) {
-        find_way(node, work)?;
+        find_way(packet, node, work)?;
     }
     send(packet, node, work, done, now_ns)
 }
 
-/// Where what the packet becomes goes next.
+/// Where what the packet becomes goes next, and whether it fits through.
 #[inline(always)]
-fn find_way(node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
+fn find_way(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
     let dst = &work.entry.dst.addr;
     work.hop = node.route(dst).ok_or(DropReason::NoRoute)?;
     if work.hop.gateway.is_unspecified() {
         work.hop.gateway = *dst;
+    }
+    // Also without "don't fragment": a redirection can't cut anything, and the sender of such a packet
+    // that is told the MTU makes smaller ones, or fragments itself.
+    let mtu = node.device(work.hop.ifindex).map_or(0, |device| device.mtu);
+    if mtu != 0 && translate::size(packet, &work.flow)? > mtu {
+        return Err(DropReason::TooBig);
     }
     Ok(())
 }
@@ -415,13 +435,14 @@ fn begin(
     if !choice.is_local && translate::is_at_its_end(packet, &work.flow)? {
         return Err(DropReason::TtlExceeded);
     }
-    remember(node, work, &choice, now_ns)?;
+    remember(packet, node, work, &choice, now_ns)?;
     send(packet, node, work, Done::NewFlow, now_ns)
 }
 
 /// Writes both entries of a new flow.
 #[inline(always)]
 fn remember(
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     choice: &Choice,
@@ -456,7 +477,7 @@ fn remember(
     if !choice.is_local || is_hairpin {
         let mut ifindex = node.ifindex();
         if !choice.is_local {
-            find_way(node, work)?;
+            find_way(packet, node, work)?;
             ifindex = work.hop.ifindex;
         }
         let source = node
