@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use proxy_common::{
     abi::Counter,
-    datapath::path::{self, Hook, Verdict, Work},
+    datapath::path::{Hook, Verdict, Work},
     wire::{bytes::Bytes, link::Link},
 };
 use tests::packet::{
@@ -11,7 +11,7 @@ use tests::packet::{
     damage::{Dice, frame, frames},
     kernel::{Kernel, PROGRAMS, code},
     make::Transport,
-    rows,
+    play, rows,
 };
 
 #[test]
@@ -20,22 +20,28 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
     let rows = rows();
     for row in &rows {
         kernel.forget()?;
+        kernel.save_answers()?;
         for (i, step) in row.steps.iter().enumerate() {
+            let lost = matches!(step.verdict, Verdict::Reject | Verdict::Drop(_));
+            // A test run pretends an Ethernet header: without one the answer has no place. See
+            // answers.rs.
+            if lost && step.link == Link::None {
+                continue;
+            }
             let before = kernel.counters()?;
             let outcome = kernel.run(step.hook, step.link, &step.frame, 1)?;
             let mut wanted = before;
             *wanted.entry(step.verdict.counter()).or_default() += 1;
             let counted = kernel.counters()?;
             ensure!(
-                outcome.code == code(step.verdict) && counted == wanted,
+                outcome.code == code(step.verdict, !step.out.is_empty()) && counted == wanted,
                 "{}, step {i}: returned {}, wanted {:?}; counted {counted:?}",
                 row.name,
                 outcome.code,
                 step.verdict,
             );
-            let goes_on = !matches!(step.verdict, Verdict::Reject | Verdict::Drop(_));
             ensure!(
-                !goes_on || outcome.out == step.out,
+                step.out.is_empty() || outcome.out == step.out,
                 "{}, step {i}:\n     in {:02x?}\n    out {:02x?}\n wanted {:02x?}",
                 row.name,
                 step.frame,
@@ -87,15 +93,21 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
         }
         let hook = [Hook::Ingress, Hook::Ingress, Hook::Egress][dice.below(3)];
         let mut packet = Bytes::new(frame.clone());
-        let verdict = path::run(hook, link, &mut packet, &maps, &mut work);
+        kernel.save_answers()?;
+        maps.next_answer_ns.set(0);
+        let (verdict, answered) = play(hook, link, &mut packet, &maps, &mut work);
         let outcome = match kernel.run(hook, link, &frame, 1) {
             Ok(outcome) => outcome,
             // Since 6.18 the kernel itself refuses what ends within the IP header.
             Err(_) if frame.len() < 14 + 40 => continue,
             Err(error) => return Err(error),
         };
+        // See above.
+        if answered && link == Link::None {
+            continue;
+        }
         ensure!(
-            outcome.code == code(verdict),
+            outcome.code == code(verdict, answered),
             "case {case}: returned {}, host {verdict:?}: {frame:02x?}",
             outcome.code
         );
@@ -103,7 +115,8 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
             translated += 1;
         }
         ensure!(
-            matches!(verdict, Verdict::Reject | Verdict::Drop(_)) || outcome.out == packet.data,
+            !answered && matches!(verdict, Verdict::Reject | Verdict::Drop(_))
+                || outcome.out == packet.data,
             "case {case}: {verdict:?}\n     in {frame:02x?}\n kernel {:02x?}\n   host {:02x?}",
             outcome.out,
             packet.data

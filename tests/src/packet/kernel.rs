@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
     programs::SchedClassifier,
 };
 use nix::sys::resource::{Resource, setrlimit};
@@ -15,7 +15,7 @@ use proxy_common::{
         Tuple, map,
     },
     datapath::path::{Hook, Verdict},
-    wire::link::Link,
+    wire::{link::Link, packet::MAX_SUM},
 };
 use proxy_user::loader::OBJECT;
 
@@ -30,6 +30,9 @@ pub const PROGRAMS: [&str; 4] = [
     "kp_tc_ingress_ip",
     "kp_tc_egress_ip",
 ];
+
+/// Bytes of an element of KP_ANSWERS, 0 at first.
+const ANSWERS: usize = 8 + MAX_SUM as usize;
 
 /// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 const OK: u32 = 0;
@@ -51,10 +54,11 @@ pub struct Outcome {
 }
 
 /// What a program returns for a verdict.
-pub fn code(verdict: Verdict) -> u32 {
+pub fn code(verdict: Verdict, answered: bool) -> u32 {
     match verdict {
         Verdict::Pass(_) | Verdict::Stack(_) => OK,
         Verdict::Redirect(_) => REDIRECT,
+        Verdict::Reject | Verdict::Drop(_) if answered => REDIRECT,
         Verdict::Reject | Verdict::Drop(_) => SHOT,
     }
 }
@@ -144,6 +148,13 @@ impl Kernel {
         let fragments: HashMap<_, [u8; FragmentKey::SIZE], [u8; FragmentPorts::SIZE]> =
             self.map(map::FRAGMENTS)?.try_into()?;
         clear(fragments)
+    }
+
+    /// Lets every CPU answer as if it hadn't for long.
+    pub fn save_answers(&mut self) -> Result<()> {
+        let mut answers: PerCpuArray<_, [u8; ANSWERS]> = self.map("KP_ANSWERS")?.try_into()?;
+        let nothing = vec![[0; ANSWERS]; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        Ok(answers.set(0, PerCpuValues::try_from(nothing)?, 0)?)
     }
 
     /// Entries of FLOWS and of HALF_OPEN.
