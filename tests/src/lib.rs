@@ -22,6 +22,7 @@ pub mod pod;
 pub mod probe;
 pub mod residue;
 pub mod stage;
+pub mod tun;
 pub mod wait;
 pub mod world;
 

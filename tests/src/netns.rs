@@ -109,6 +109,11 @@ pub fn list() -> Vec<String> {
         .collect()
 }
 
+/// Runs lines of `ip` commands in the calling thread's namespace.
+pub fn ip_here(options: &[&str], lines: &str) -> Result<String> {
+    ip_batch(options, lines)
+}
+
 fn ip_batch(options: &[&str], lines: &str) -> Result<String> {
     let mut child = Command::new("ip")
         .args(options)

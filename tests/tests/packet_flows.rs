@@ -6,7 +6,7 @@ use proxy_common::{
     abi::{Backend, Counter, PortRange, ServiceWord},
     datapath::{
         fake::Maps,
-        path::{self, Done, DropReason, Hook, Verdict, Work},
+        path::{self, Done, DropReason, Hook, Refusal, Verdict, Work},
     },
     wire::{bytes::Bytes, link::Link},
 };
@@ -158,12 +158,60 @@ fn a_udp_flow_leaves_a_backend_that_is_gone_and_tcp_stays() {
         2,
         ServiceWord::without_backends(proxy_common::abi::Empty::Refuse),
     );
-    assert_eq!(ingress(&maps, &datagram), Verdict::Reject);
+    assert_eq!(
+        ingress(&maps, &datagram),
+        Verdict::Reject(Refusal::NoEndpoints)
+    );
     replace_backend(&mut maps, 1, moved);
     let data = to_vip(tcp("A", 101, 9001));
     let (verdict, out) = run(&maps, Hook::Ingress, &data);
     assert_eq!(verdict, Verdict::Stack(Done::Forwarded));
     assert_eq!(out, data.between(data.src, pod()).frame());
+}
+
+#[test]
+fn a_udp_flow_leaves_a_backend_whose_number_another_endpoint_got() {
+    let mut maps = Scene::maps();
+    let datagram = to_vip(Transport::Udp);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::NewFlow));
+    let moved = SocketAddr::new("10.1.0.77".parse().unwrap(), 9090);
+    set_backend(&mut maps, 2, moved, Backend::LOCAL);
+    let (verdict, out) = run(&maps, Hook::Ingress, &datagram);
+    assert_eq!(verdict, Verdict::Stack(Done::NewFlow));
+    assert_eq!(out, datagram.between(datagram.src, moved).frame());
+}
+
+/// The packet in the middle of nothing is anybody's, the backend's reset proves nothing, and 0 is what
+/// no SYN-ACK has been seen with.
+#[test]
+fn a_reset_is_no_proof_that_the_client_hears() {
+    let maps = Scene::maps();
+    let stray = to_vip(tcp("A", 1, 0));
+    assert_eq!(ingress(&maps, &stray), Verdict::Stack(Done::NewFlow));
+    let reset = Make::new(tcp("R", 0, 0), pod(), V4.client());
+    assert_eq!(
+        run(&maps, Hook::Egress, &reset).0,
+        Verdict::Stack(Done::Reversed)
+    );
+    assert_eq!(ingress(&maps, &stray), Verdict::Stack(Done::Forwarded));
+    assert_eq!(sizes(&maps), (0, 2));
+}
+
+#[test]
+fn a_device_that_may_not_forward_is_named() {
+    let mut maps = Scene::maps();
+    maps.forwarding_off = true;
+    let packet = Make::new(
+        tcp("S", 1, 0),
+        V4.client(),
+        SocketAddr::new(V4.far_vip(), 80),
+    );
+    assert_eq!(
+        ingress(&maps, &packet),
+        Verdict::Drop(DropReason::ForwardingOff)
+    );
+    assert_eq!(maps.counter(Counter::PacketForwardingOff), 1);
+    assert_eq!(sizes(&maps), (0, 0));
 }
 
 #[test]

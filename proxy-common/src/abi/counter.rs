@@ -96,4 +96,14 @@ counters! {
     PacketNotWritten = "packet_not_written",
     /// A flow that found no room in FLOWS and stays among the half-open ones.
     FlowsFull = "flows_full",
+    /// A packet to a ClusterIP, but to no port of its Service.
+    PacketUnknownPort = "packet_unknown_port",
+    /// A packet to an address that ClusterIPs are taken from, and that no Service has.
+    PacketUnallocatedClusterIp = "packet_unallocated_cluster_ip",
+    /// A packet to a load balancer's address, from a source that is in none of its ranges.
+    PacketNotAllowed = "packet_not_allowed",
+    /// A translated packet from a device that may not forward (net.ipv4.conf.*.forwarding, net.ipv6.conf.*.forwarding).
+    PacketForwardingOff = "packet_forwarding_off",
+    /// A translated packet that leaves for a backend or client elsewhere.
+    PacketSentOn = "packet_sent_on",
 }

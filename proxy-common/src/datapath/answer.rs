@@ -49,7 +49,7 @@ impl Cause {
     #[inline(always)]
     pub const fn of(verdict: Verdict) -> Option<Self> {
         match verdict {
-            Verdict::Reject => Some(Self::Unreachable),
+            Verdict::Reject(_) => Some(Self::Unreachable),
             Verdict::Drop(DropReason::TtlExceeded) => Some(Self::TtlExceeded),
             Verdict::Drop(DropReason::TooBig) => Some(Self::TooBig),
             Verdict::Drop(_) | Verdict::Pass(_) | Verdict::Stack(_) | Verdict::Redirect(_) => None,

@@ -126,8 +126,11 @@ pub fn is_proven(protocol: u8, entry: &FlowEntry, tcp_flags: u8, acknowledgement
         return true;
     }
     // The client of a slow handshake may have sent data by now, but it acknowledges in order, and the
-    // first acknowledgement is that of the SYN-ACK.
-    tcp_flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK && acknowledgement == entry.proof
+    // first acknowledgement is that of the SYN-ACK. No SYN-ACK, no proof, whatever else the backend
+    // said: its reset of a packet from nowhere can be had by anybody.
+    entry.proof != 0
+        && tcp_flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK
+        && acknowledgement == entry.proof
 }
 
 /// Whether the entry's time stamp is worth a write.

@@ -1,13 +1,14 @@
 //! The tables in memory: the same decisions, on the host.
 
 use core::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     answer::Budget,
     conntrack::{Conntrack, Table},
+    flow::Flow,
     lookup::Tables,
-    path::{Node, Route, Work},
+    path::{Node, Route, Way, Work},
     socket::Socket,
 };
 use crate::abi::{
@@ -34,6 +35,19 @@ pub struct Maps {
     pub devices: HashMap<u32, Device>,
     /// By destination; there are no prefixes here.
     pub routes: HashMap<Addr, Route>,
+    /// Sources that no route is for.
+    pub barred: HashSet<Addr>,
+    pub forwarding_off: bool,
+    /// What sockets of the node would get.
+    pub sockets: HashSet<Tuple>,
+    /// Sources by service; there are no prefixes here.
+    pub source_ranges: HashSet<(u32, Addr)>,
+    /// First address, and how many bits of it count.
+    pub service_nets: Vec<(Addr, u32)>,
+    /// The frame is for another host.
+    pub is_for_another: bool,
+    /// The packet was redirected here.
+    pub sent_on: Cell<bool>,
     /// `None`: [`PortRange::DEFAULT`].
     pub snat_ports: Option<PortRange>,
     /// The device that packets come from.
@@ -200,8 +214,43 @@ impl Node for Maps {
         self.devices.get(&ifindex).copied()
     }
 
-    fn route(&self, dst: &Addr) -> Option<Route> {
-        self.routes.get(dst).copied()
+    fn route(&self, flow: &Flow, dst: &SockAddr, into: &mut Route) -> Way {
+        if self.forwarding_off {
+            return Way::ForwardingOff;
+        }
+        match self.routes.get(&dst.addr) {
+            Some(route) if !self.barred.contains(&flow.outer_src) => {
+                *into = *route;
+                Way::Forward
+            }
+            Some(_) | None => Way::Nowhere,
+        }
+    }
+
+    fn is_for_device(&self) -> bool {
+        !self.is_for_another
+    }
+
+    fn is_sent_on(&self) -> bool {
+        self.sent_on.take()
+    }
+
+    fn has_socket(&self, tuple: &Tuple) -> bool {
+        self.sockets.contains(tuple)
+    }
+
+    fn is_allowed(&self, service: u32, source: &Addr) -> bool {
+        self.source_ranges.contains(&(service, *source))
+    }
+
+    fn is_in_service_nets(&self, addr: &Addr) -> bool {
+        let bits = |addr: &Addr| {
+            let words = addr.words.map(|word| u128::from(u32::from_be(word)));
+            words[0] << 96 | words[1] << 64 | words[2] << 32 | words[3]
+        };
+        self.service_nets
+            .iter()
+            .any(|(net, length)| (bits(net) ^ bits(addr)).leading_zeros() >= *length)
     }
 }
 

@@ -4,6 +4,9 @@
 //! have it. A flow that keeps its client's address asks for the client's own port first. If that is
 //! taken (two frontends lead one client port to one backend), the port changes and the address stays,
 //! as netfilter does it: the backend, its policies and its log still see the client.
+//!
+//! Beside the node's own address a port must not be one on which a socket of the node talks to that
+//! backend, or could be talked to by it: its packets would be taken for the flow's.
 
 use super::{
     conntrack::{Table, is_expired, opposite},
@@ -17,7 +20,7 @@ pub const TRIES: u32 = 8;
 
 /// Takes a reply tuple for `work.entry`, whose source port it chooses, and leaves it in `work.key`.
 ///
-/// Whether there was one.
+/// Whether there was one. `keep_port`: the source is the client, whose port is tried first.
 #[inline(always)]
 pub fn claim(node: &impl Node, work: &mut Work, keep_port: bool, now_ns: u64) -> bool {
     let range = node.snat_ports();
@@ -32,7 +35,8 @@ pub fn claim(node: &impl Node, work: &mut Work, keep_port: bool, now_ns: u64) ->
             work.entry.src.port_be = PortRange::port_be(range, start.wrapping_add(attempt));
         }
         opposite(&work.entry, protocol, &mut work.key);
-        if take(node, work, now_ns) {
+        let is_taken = !keep_port && node.has_socket(&work.key);
+        if !is_taken && take(node, work, now_ns) {
             return true;
         }
         attempt += 1;

@@ -6,7 +6,7 @@
 //! 5.13 their arguments can only be the context and numbers; all else is in `KP_WORK`.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -27,7 +27,7 @@ const ANSWER: i32 = 0x100;
 #[inline(always)]
 fn story(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
-        return TC_ACT_OK;
+        return TC_ACT_UNSPEC;
     };
     // SAFETY: this CPU's own element, and no program of ours interrupts another; the kernel made it of
     // zeroes, which are a value, and nobody but these programs writes it.
@@ -35,9 +35,10 @@ fn story(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
     let node = Skb::new(skb);
     let mut packet = node;
     match path::run(hook, link, &mut packet, &node, work) {
-        Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_OK,
+        // Not TC_ACT_OK, which would keep the packet from other programs of the device.
+        Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_UNSPEC,
         Verdict::Redirect(_) => node.redirect(&work.hop),
-        verdict @ (Verdict::Reject | Verdict::Drop(_)) => match Cause::of(verdict) {
+        verdict @ (Verdict::Reject(_) | Verdict::Drop(_)) => match Cause::of(verdict) {
             Some(cause) => ANSWER + cause as i32,
             None => TC_ACT_SHOT,
         },

@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpFragOffset,
-    IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader,
-    UdpHeader, VlanId, icmpv4,
+    EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
+    SingleVlanHeader, TcpHeader, UdpHeader, VlanId, icmpv4,
 };
+
+use super::scene::MAC;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Transport {
@@ -292,7 +294,7 @@ impl Make {
         };
         // What came without a header gets one that the kernel fills in.
         let mut bytes = Ethernet2Header {
-            destination: [2, 0, 0, 0, 0, 1],
+            destination: MAC,
             source: [2, 0, 0, 0, 0, 2],
             ether_type: of(self.tags),
         }
@@ -413,6 +415,38 @@ impl Make {
             to.swap_with_slice(from);
         }
         frame
+    }
+
+    /// Of a protocol without ports, between the same two; or its first fragment.
+    pub fn of(&self, protocol: u8, is_fragment: bool) -> Vec<u8> {
+        let fragment = is_fragment.then_some((0, true));
+        self.link(self.network(protocol, &[0; 24], fragment))
+    }
+
+    /// Asks for an echo, or is one.
+    pub fn echo(&self, is_request: bool) -> Vec<u8> {
+        let echo = IcmpEchoHeader { id: 1, seq: 2 };
+        let payload = &self.payload;
+        let (protocol, mut message) = if self.src.is_ipv4() {
+            let kind = if is_request {
+                Icmpv4Type::EchoRequest(echo)
+            } else {
+                Icmpv4Type::EchoReply(echo)
+            };
+            let header = Icmpv4Header::with_checksum(kind, payload);
+            (1, header.to_bytes().to_vec())
+        } else {
+            let kind = if is_request {
+                Icmpv6Type::EchoRequest(echo)
+            } else {
+                Icmpv6Type::EchoReply(echo)
+            };
+            let (src, dst) = (octets6(self.src.ip()), octets6(self.dst.ip()));
+            let header = Icmpv6Header::with_checksum(kind, src, dst, payload);
+            (58, header.expect("short").to_bytes().to_vec())
+        };
+        message.extend(payload);
+        self.link(self.network(protocol, &message, None))
     }
 
     /// "Too big" about `quoted`, sent in this packet's place: addresses and hops are its own.
