@@ -24,6 +24,7 @@ pub mod probe;
 pub mod residue;
 pub mod stage;
 pub mod tc;
+pub mod tun;
 pub mod wait;
 pub mod world;
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use proxy_common::{
     abi::{Counter, PortRange},
-    datapath::path::{self, Done, DropReason, Hook, Verdict, Work},
+    datapath::path::{Done, DropReason, Hook, Verdict, Work},
     wire::{bytes::Bytes, link::Link},
 };
 use socket2::{Domain, Socket, Type};
@@ -20,7 +20,7 @@ use tests::{
         damage::{Dice, frame, frames},
         kernel::{Kernel, PROGRAMS, code},
         make::Transport,
-        rows,
+        play, rows,
     },
 };
 
@@ -36,8 +36,15 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
     let rows = rows();
     for row in &rows {
         kernel.forget()?;
+        kernel.save_answers()?;
         let mut control = [0; 20];
         for (i, step) in row.steps.iter().enumerate() {
+            let lost = matches!(step.verdict, Verdict::Reject(_) | Verdict::Drop(_));
+            // A test run pretends an Ethernet header: without one the answer has no place. See
+            // answers.rs.
+            if lost && step.link == Link::None {
+                continue;
+            }
             let before = kernel.counters()?;
             if !step.is_sent_on {
                 control = [0; 20];
@@ -55,15 +62,18 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
             *wanted.entry(step.verdict.counter()).or_default() += 1;
             let counted = kernel.counters()?;
             ensure!(
-                outcome.code == code(step.verdict) && counted == wanted,
+                [false, true].iter().any(|answered| {
+                    (!answered || !step.is_untold)
+                        && (*answered || !lost || step.out.is_empty())
+                        && outcome.code == code(step.verdict, *answered)
+                }) && counted == wanted,
                 "{}, step {i}: returned {}, wanted {:?}; counted {counted:?}",
                 row.name,
                 outcome.code,
                 step.verdict,
             );
-            let goes_on = !matches!(step.verdict, Verdict::Reject(_) | Verdict::Drop(_));
             ensure!(
-                !goes_on || outcome.out == step.out,
+                step.out.is_empty() || outcome.out == step.out,
                 "{}, step {i}:\n     in {:02x?}\n    out {:02x?}\n wanted {:02x?}",
                 row.name,
                 step.frame,
@@ -116,15 +126,21 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
         let hook = [Hook::Ingress, Hook::Ingress, Hook::Egress][dice.below(3)];
         maps.is_for_another = Scene::is_for_another(link, &frame);
         let mut packet = Bytes::new(frame.clone());
-        let verdict = path::run(hook, link, &mut packet, &maps, &mut work);
+        kernel.save_answers()?;
+        maps.next_answer_ns.set(0);
+        let (verdict, answered) = play(hook, link, &mut packet, &maps, &mut work);
         let outcome = match kernel.run(hook, link, &frame, 1) {
             Ok(outcome) => outcome,
             // Since 6.18 the kernel itself refuses what ends within the IP header.
             Err(_) if frame.len() < 14 + 40 => continue,
             Err(error) => return Err(error),
         };
+        // See above.
+        if answered && link == Link::None {
+            continue;
+        }
         ensure!(
-            outcome.code == code(verdict),
+            outcome.code == code(verdict, answered),
             "case {case}: returned {}, host {verdict:?}: {frame:02x?}",
             outcome.code
         );
@@ -132,7 +148,8 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
             translated += 1;
         }
         ensure!(
-            matches!(verdict, Verdict::Reject(_) | Verdict::Drop(_)) || outcome.out == packet.data,
+            !answered && matches!(verdict, Verdict::Reject(_) | Verdict::Drop(_))
+                || outcome.out == packet.data,
             "case {case}: {verdict:?}\n     in {frame:02x?}\n kernel {:02x?}\n   host {:02x?}",
             outcome.out,
             packet.data

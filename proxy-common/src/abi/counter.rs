@@ -94,6 +94,10 @@ counters! {
     PacketNoRoute = "packet_no_route",
     /// A packet that came to the end of its TTL or hop limit here.
     PacketTtlExceeded = "packet_ttl_exceeded",
+    /// A packet too large for the device it would leave by.
+    PacketTooBig = "packet_too_big",
+    /// A packet whose sender was not told, because this CPU has told too many of late.
+    PacketAnswerLimited = "packet_answer_limited",
     /// A fragment of an SCTP packet whose ports would change: its checksum covers the other fragments.
     PacketSctpFragment = "packet_sctp_fragment",
     /// A packet that couldn't be written.

@@ -4,6 +4,7 @@ use core::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 
 use super::{
+    answer::Budget,
     conntrack::{Conntrack, Table},
     flow::Flow,
     lookup::Tables,
@@ -58,6 +59,7 @@ pub struct Maps {
     /// State of the generator; any sequence will do.
     pub seed: Cell<u64>,
     pub now_ns: Cell<u64>,
+    pub next_answer_ns: Cell<u64>,
     /// Sockets are those of the node, not of a pod.
     pub of_node: Cell<bool>,
     /// As a kernel without bpf_set_retval.
@@ -253,6 +255,16 @@ impl Node for Maps {
         self.service_nets
             .iter()
             .any(|(net, length)| (bits(net) ^ bits(addr)).leading_zeros() >= *length)
+    }
+}
+
+impl Budget for Maps {
+    fn next_answer_ns(&self) -> u64 {
+        self.next_answer_ns.get()
+    }
+
+    fn set_next_answer_ns(&self, due_ns: u64) {
+        self.next_answer_ns.set(due_ns);
     }
 }
 

@@ -99,9 +99,21 @@ pub struct Work {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Hook {
-    Ingress,
-    Egress,
+    Ingress = 0,
+    Egress = 1,
+}
+
+impl Hook {
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Egress as u32 {
+            Self::Egress
+        } else {
+            Self::Ingress
+        }
+    }
 }
 
 /// Why a packet was left as it is.
@@ -159,6 +171,7 @@ pub enum DropReason {
     NoRoute,
     ForwardingOff,
     TtlExceeded,
+    TooBig,
     SctpFragment,
     NotWritten,
     TableDamaged,
@@ -178,6 +191,7 @@ impl DropReason {
             Self::NoRoute => Counter::PacketNoRoute,
             Self::ForwardingOff => Counter::PacketForwardingOff,
             Self::TtlExceeded => Counter::PacketTtlExceeded,
+            Self::TooBig => Counter::PacketTooBig,
             Self::SctpFragment => Counter::PacketSctpFragment,
             Self::NotWritten => Counter::PacketNotWritten,
             Self::TableDamaged => Counter::TableDamaged,
@@ -358,19 +372,26 @@ fn follow(
         track(node, work, table, now_ns);
     }
     if matches!(Via::from_number(work.entry.via), Via::Redirect) {
-        find_way(node, work)?;
+        find_way(packet, node, work)?;
     }
     send(packet, node, work, done, now_ns)
 }
 
-/// Where what the packet becomes goes next.
+/// Where what the packet becomes goes next, and whether it fits through.
 #[inline(always)]
-fn find_way(node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
+fn find_way(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
     match node.route(&work.flow, &work.entry.dst, &mut work.hop) {
-        Way::Forward => Ok(()),
-        Way::Nowhere => Err(DropReason::NoRoute),
-        Way::ForwardingOff => Err(DropReason::ForwardingOff),
+        Way::Forward => {}
+        Way::Nowhere => return Err(DropReason::NoRoute),
+        Way::ForwardingOff => return Err(DropReason::ForwardingOff),
     }
+    // Also without "don't fragment": a redirection can't cut anything, and the sender of such a packet
+    // that is told the MTU makes smaller ones, or fragments itself.
+    let mtu = node.device(work.hop.ifindex).map_or(0, |device| device.mtu);
+    if mtu != 0 && translate::size(packet, &work.flow)? > mtu {
+        return Err(DropReason::TooBig);
+    }
+    Ok(())
 }
 
 /// Writes down that a flow is alive, where it stands, and in which table it belongs.
@@ -492,7 +513,7 @@ fn begin(
     if matches!(via, Via::Redirect) && translate::is_at_its_end(packet, &work.flow)? {
         return Err(DropReason::TtlExceeded);
     }
-    remember(node, work, &choice, via, now_ns)?;
+    remember(packet, node, work, &choice, via, now_ns)?;
     send(packet, node, work, Done::NewFlow, now_ns)
 }
 
@@ -583,6 +604,7 @@ fn stranger(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
 /// Writes both entries of a new flow.
 #[inline(always)]
 fn remember(
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     choice: &Choice,
@@ -610,7 +632,7 @@ fn remember(
     work.reply.direction = Direction::Reply as u8;
     let keep_port = matches!(via, Via::Stack);
     if matches!(via, Via::Redirect) {
-        find_way(node, work)?;
+        find_way(packet, node, work)?;
         let source = node
             .device(work.hop.ifindex)
             .and_then(|device| device.source_like(&client.addr));

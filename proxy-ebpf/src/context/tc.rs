@@ -1,19 +1,20 @@
 //! From a TC hook's skb to a packet, and from the kernel to what a node knows.
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{ffi::c_void, hint, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
         bpf_redir_neigh as RedirNeigh, bpf_sock_tuple as SockTuple,
     },
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace,
-        bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_head,
-        bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skc_lookup_tcp,
+        bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace,
+        bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop, bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
@@ -22,19 +23,23 @@ use proxy_common::{
         SourceRangeKey, Tuple,
     },
     datapath::{
+        answer::Budget,
         conntrack::{Conntrack, Table},
         flow::Flow,
-        path::{Node, Route, Way},
+        path::{Hook, Node, Route, Way},
     },
     wire::{
         checksum::Diff,
-        link::ETHERNET_LENGTH,
-        packet::{Covered, Packet, Store},
+        link::{ETHERNET_LENGTH, Link},
+        packet::{Covered, MAX_SUM, Packet, Store},
     },
 };
 
 use super::tables::reads_the_maps;
 use crate::maps;
+
+/// A mode of bpf_skb_adjust_room: behind the link layer's header.
+const BPF_ADJ_ROOM_MAC: u32 = 1;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -93,6 +98,20 @@ impl Skb {
             }
             bpf_redirect_neigh(hop.ifindex, parameters, size_of::<RedirNeigh>() as i32, 0) as i32
         }
+    }
+}
+
+impl Skb {
+    /// What the program returns to send the packet back where it came from: out of the device it came
+    /// in by, or into the stack that was about to send it.
+    #[inline(always)]
+    pub(crate) fn send_back(&self, hook: Hook) -> i32 {
+        let flags = match hook {
+            Hook::Ingress => 0,
+            Hook::Egress => u64::from(BPF_F_INGRESS),
+        };
+        // SAFETY: plain helper call.
+        unsafe { bpf_redirect(self.ifindex(), flags) as i32 }
     }
 }
 
@@ -170,9 +189,80 @@ impl Packet for Skb {
         // SAFETY: plain helper call.
         unsafe { bpf_skb_change_head(self.0, ETHERNET_LENGTH, 0) == 0 }
     }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (&raw const (*self.0).gso_size).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn sum(&self, offset: u32, length: u32) -> Option<u32> {
+        let answers = maps::ANSWERS.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own element, and no program of ours interrupts another.
+        let scratch = unsafe { &mut (*answers).scratch };
+        if length == 0 || length > MAX_SUM {
+            return None;
+        }
+        // Or LLVM, which knows the bounds, leaves the masks out, and the verifier doesn't know them.
+        let length = (hint::black_box(length - 1) & (MAX_SUM - 1)) + 1;
+        // What pads the last word.
+        let last = (length - 1) & (MAX_SUM - 4);
+        scratch[last as usize..][..4].fill(0);
+        let bytes = scratch.as_mut_ptr().cast::<c_void>();
+        // SAFETY: the helpers write `length` bytes, and read up to the end of the word of the last one:
+        // neither is more than there are.
+        unsafe {
+            if bpf_skb_load_bytes(self.0.cast(), offset, bytes, length) != 0 {
+                return None;
+            }
+            // 32 bits, or from 6.13 on folded to 16.
+            Some(bpf_csum_diff(ptr::null_mut(), 0, bytes.cast(), last + 4, 0) as u32)
+        }
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> bool {
+        // SAFETY: plain helper call. It takes a packet that is to be cut into many for one.
+        unsafe { bpf_skb_change_tail(self.0, length, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, link: Link, length: u32) -> bool {
+        // SAFETY: plain helper calls.
+        let result = unsafe {
+            match link {
+                // For all frames, also with tags in them; bpf_redirect sends what begins at the MAC header.
+                Link::Ethernet => bpf_skb_change_head(self.0, length, 0),
+                // Here bpf_redirect sends what begins at the network header, and only this helper takes
+                // it along.
+                Link::None => bpf_skb_adjust_room(self.0, length as i32, BPF_ADJ_ROOM_MAC, 0),
+            }
+        };
+        result == 0
+    }
 }
 
 reads_the_maps!(Skb);
+
+impl Budget for Skb {
+    #[inline(always)]
+    fn next_answer_ns(&self) -> u64 {
+        match maps::ANSWERS.get_ptr(0) {
+            // SAFETY: this CPU's own element.
+            Some(answers) => unsafe { (*answers).next_ns },
+            None => u64::MAX,
+        }
+    }
+
+    #[inline(always)]
+    fn set_next_answer_ns(&self, due_ns: u64) {
+        if let Some(answers) = maps::ANSWERS.get_ptr_mut(0) {
+            // SAFETY: this CPU's own element, and no program of ours interrupts another.
+            unsafe { (*answers).next_ns = due_ns };
+        }
+    }
+}
 
 impl Conntrack for Skb {
     #[inline(always)]

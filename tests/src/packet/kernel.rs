@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie},
     programs::{SchedClassifier, TcAttachType, tc::qdisc_add_clsact},
 };
 use nix::{
@@ -18,7 +18,7 @@ use proxy_common::{
         PortRange, SourceRange, SourceRangeKey, Tuple, map,
     },
     datapath::path::{Hook, Verdict},
-    wire::link::Link,
+    wire::{link::Link, packet::MAX_SUM},
 };
 use proxy_user::loader::OBJECT;
 
@@ -31,6 +31,9 @@ pub const PROGRAMS: [&str; 4] = [
     "kp_tc_ingress_ip",
     "kp_tc_egress_ip",
 ];
+
+/// Bytes of an element of KP_ANSWERS, 0 at first.
+const ANSWERS: usize = 8 + MAX_SUM as usize;
 
 /// `TC_ACT_UNSPEC` (-1), `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 const UNSPEC: u32 = u32::MAX;
@@ -62,10 +65,11 @@ pub struct Outcome {
 }
 
 /// What a program returns for a verdict.
-pub fn code(verdict: Verdict) -> u32 {
+pub fn code(verdict: Verdict, answered: bool) -> u32 {
     match verdict {
         Verdict::Pass(_) | Verdict::Stack(_) => UNSPEC,
         Verdict::Redirect(_) => REDIRECT,
+        Verdict::Reject(_) | Verdict::Drop(_) if answered => REDIRECT,
         Verdict::Reject(_) | Verdict::Drop(_) => SHOT,
     }
 }
@@ -196,6 +200,13 @@ impl Kernel {
         let fragments: HashMap<_, [u8; FragmentKey::SIZE], [u8; FragmentPorts::SIZE]> =
             self.map(map::FRAGMENTS)?.try_into()?;
         clear(fragments)
+    }
+
+    /// Lets every CPU answer as if it hadn't for long.
+    pub fn save_answers(&mut self) -> Result<()> {
+        let mut answers: PerCpuArray<_, [u8; ANSWERS]> = self.map("KP_ANSWERS")?.try_into()?;
+        let nothing = vec![[0; ANSWERS]; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        Ok(answers.set(0, PerCpuValues::try_from(nothing)?, 0)?)
     }
 
     /// Entries of FLOWS and of HALF_OPEN.

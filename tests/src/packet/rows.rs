@@ -9,7 +9,7 @@ use proxy_common::{
 
 use super::{
     Scene,
-    make::{Make, Transport},
+    make::{Make, Told, Transport},
     scene::{GUEST, UPLINK},
 };
 
@@ -23,8 +23,10 @@ pub struct Step {
     pub is_sent_on: bool,
     pub frame: Vec<u8>,
     pub verdict: Verdict,
-    /// Of no interest if it is not sent on.
+    /// What leaves, if only as an answer; empty if that is looked at elsewhere.
     pub out: Vec<u8>,
+    /// Nobody gets an answer.
+    pub is_untold: bool,
 }
 
 /// Packets that follow one another, on a node that knows no flow.
@@ -47,6 +49,7 @@ fn step(hook: Hook, frame: Vec<u8>, verdict: Verdict, out: Vec<u8>) -> Step {
         frame,
         verdict,
         out,
+        is_untold: false,
     }
 }
 
@@ -73,6 +76,14 @@ fn passed(hook: Hook, frame: Vec<u8>, why: Passed) -> Step {
 
 fn lost(frame: Vec<u8>, verdict: Verdict) -> Step {
     step(Hook::Ingress, frame, verdict, Vec::new())
+}
+
+/// Not sent on, but answered.
+fn answered(to: &Make, verdict: Verdict, answer: Vec<u8>) -> Step {
+    Step {
+        link: link_of(to),
+        ..step(Hook::Ingress, to.frame(), verdict, answer)
+    }
 }
 
 fn tcp(flags: &'static str, seq: u32, ack: u32) -> Transport {
@@ -121,10 +132,25 @@ pub fn rows() -> Vec<Row> {
             );
             let mut old = base.clone();
             old.ttl = 1;
-            add(
-                &format!("{name} on its last hop"),
-                vec![lost(old.frame(), Verdict::Drop(DropReason::TtlExceeded))],
-            );
+            add(&format!("{name} on its last hop"), last_hop(scene, &old));
+            for (what, change) in [("as it is", (|_| {}) as Change)]
+                .iter()
+                .chain(VARIANTS)
+                .chain(SIZES)
+            {
+                let mut varied = base.between(scene.client(), at(scene.idle_vip(), 80));
+                change(&mut varied);
+                let answer = varied.answer(scene.idle_vip(), Told::PortUnreachable);
+                add(
+                    &format!("{name} {what} to nobody"),
+                    vec![answered(
+                        &varied,
+                        Verdict::Reject(Refusal::NoEndpoints),
+                        answer,
+                    )],
+                );
+            }
+            add(&format!("{name} too big to leave"), too_big(scene, &base));
             if !matches!(transport, Transport::Sctp) {
                 add(&format!("{name} in fragments"), fragments(scene, &base));
             }
@@ -142,6 +168,7 @@ pub fn rows() -> Vec<Row> {
         }
         add("one port through two frontends", collision(scene));
         add("without endpoints", no_endpoints(scene));
+        add("to nobody, from nobody to be told", not_told(scene));
         add("none of our business", strangers(scene));
         add("for another host", for_another_host(scene));
         add("from a pod to a pod elsewhere", from_guest(scene));
@@ -179,6 +206,18 @@ const VARIANTS: &[(&str, Change)] = &[
     ("without checksum", |make| {
         // IPv6 knows none without, but what comes so goes on so.
         make.checksum = false;
+    }),
+];
+
+/// Odd, and more than is quoted.
+const SIZES: &[(&str, Change)] = &[
+    ("of one byte", |make| make.payload.truncate(1)),
+    ("of three bytes", |make| make.payload.truncate(3)),
+    ("as long as a quote", |make| {
+        make.payload = (0..=255).cycle().take(512 - make.headers()).collect();
+    }),
+    ("longer than a quote", |make| {
+        make.payload = (0..=255).cycle().skip(3).take(1301).collect();
     }),
 ];
 
@@ -399,13 +438,77 @@ fn collision(scene: Scene) -> Vec<Step> {
     ]
 }
 
+/// Whether a flow begins or goes on with it: this node tells the sender.
+fn last_hop(scene: Scene, old: &Make) -> Vec<Step> {
+    let verdict = Verdict::Drop(DropReason::TtlExceeded);
+    let answer = old.answer(scene.node(), Told::TimeExceeded);
+    let mut young = old.clone();
+    young.ttl = 64;
+    let begin = remote(scene, &young).remove(0);
+    vec![
+        answered(old, verdict, answer.clone()),
+        begin,
+        answered(old, verdict, answer),
+    ]
+}
+
+/// Of a size that the next device takes, and of one byte more, with "don't fragment" and without.
+fn too_big(scene: Scene, to: &Make) -> Vec<Step> {
+    let verdict = Verdict::Drop(DropReason::TooBig);
+    let told = Told::TooBig { mtu: Scene::MTU };
+    let mut fits = to.clone();
+    fits.payload.clear();
+    let room = usize::from(Scene::MTU) - fits.packet().len();
+    fits.payload = (0..=255).cycle().take(room).collect();
+    let mut more = fits.clone();
+    more.payload.push(1);
+    let answer = more.answer(scene.node(), told);
+    vec![
+        answered(&more, verdict, answer.clone()),
+        remote(scene, &fits).remove(0),
+        answered(&more, verdict, answer),
+    ]
+}
+
+/// Senders that are none, and packets that were sent to many.
+fn not_told(scene: Scene) -> Vec<Step> {
+    let to = Make::new(Transport::Udp, scene.client(), at(scene.idle_vip(), 80));
+    let mut to_all = to.frame();
+    to_all[..6].fill(0xff);
+    let [first, rest] = to.fragments();
+    let mut steps: Vec<_> = scene
+        .impossible_senders()
+        .into_iter()
+        .map(|ip| to.between(at(ip, 4711), to.dst).frame())
+        .chain([to_all])
+        .map(|frame| Step {
+            is_untold: true,
+            ..lost(frame, Verdict::Reject(Refusal::NoEndpoints))
+        })
+        .collect();
+    let about = first[14..].to_vec();
+    steps.push(step(
+        Hook::Ingress,
+        first,
+        Verdict::Reject(Refusal::NoEndpoints),
+        to.answer_about_fragment(&about, scene.idle_vip()),
+    ));
+    steps.push(passed(Hook::Ingress, rest, Passed::OrphanFragment));
+    steps
+}
+
 fn no_endpoints(scene: Scene) -> Vec<Step> {
-    let to = |port, flags| {
-        Make::new(tcp(flags, 1, 0), scene.client(), at(scene.idle_vip(), port)).frame()
-    };
+    let make =
+        |port, flags| Make::new(tcp(flags, 1, 0), scene.client(), at(scene.idle_vip(), port));
+    let to = |port, flags| make(port, flags).frame();
     let reset = Make::new(tcp("R", 1, 0), scene.client(), at(scene.vip(), 80));
     vec![
-        lost(to(80, "S"), Verdict::Reject(Refusal::NoEndpoints)),
+        answered(
+            &make(80, "S"),
+            Verdict::Reject(Refusal::NoEndpoints),
+            make(80, "S").answer(scene.idle_vip(), Told::PortUnreachable),
+        ),
+        lost(to(80, "R"), Verdict::Drop(DropReason::StrayReset)),
         lost(to(81, "S"), Verdict::Drop(DropReason::NoLocalEndpoint)),
         lost(reset.frame(), Verdict::Drop(DropReason::StrayReset)),
     ]

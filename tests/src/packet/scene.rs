@@ -33,6 +33,9 @@ impl Scene {
         last: 61_007,
     };
 
+    /// Of all devices.
+    pub const MTU: u16 = 1500;
+
     fn ip(self, v4: &str, v6: &str) -> IpAddr {
         if self.v6 { v6 } else { v4 }.parse().expect("an address")
     }
@@ -124,9 +127,21 @@ impl Scene {
         self.ip("127.0.0.1", "::1")
     }
 
-    /// Without endpoints: port 80 anywhere, port 81 on this node.
+    /// Without endpoints: port 80 anywhere (for all protocols), port 81 on this node.
     pub fn idle_vip(self) -> IpAddr {
         self.ip("192.0.2.30", "2001:db8::30")
+    }
+
+    /// Who can't be a sender beyond a device.
+    pub fn impossible_senders(self) -> Vec<IpAddr> {
+        [
+            ("0.0.0.0", "::"),
+            ("127.0.0.1", "::1"),
+            ("224.0.0.1", "ff02::1"),
+            ("255.255.255.255", "ff05::2"),
+        ]
+        .map(|(v4, v6)| self.ip(v4, v6))
+        .into()
     }
 
     pub fn node(self) -> IpAddr {
@@ -146,6 +161,9 @@ impl Scene {
         let tcp = Protocol::Tcp;
         let mut all = vec![(self.idle_vip(), 80, tcp, 7), (self.idle_vip(), 81, tcp, 8)];
         for (service, protocol) in [(1, tcp), (2, Protocol::Udp), (3, Protocol::Sctp)] {
+            if service != 1 {
+                all.push((self.idle_vip(), 80, protocol, 7));
+            }
             all.push((self.vip(), 80, protocol, service));
             all.push((self.other_vip(), 80, protocol, service));
             all.push((self.far_vip(), 80, protocol, service + 3));
@@ -267,7 +285,7 @@ impl Scene {
         let device = Device {
             v4,
             v6,
-            mtu: 1500,
+            mtu: Self::MTU.into(),
             flags: 0,
         };
         let guest = Device {
@@ -341,6 +359,8 @@ impl Scene {
             ifindex: UPLINK,
             devices: Self::devices().into(),
             service_nets: Self::service_nets(),
+            // A while after all budgets began.
+            now_ns: 1_000_000_000_000.into(),
             ..Maps::default()
         };
         for scene in Self::BOTH {

@@ -1,0 +1,152 @@
+//! Whoever dials what nobody serves is told (root): by real devices, with real senders, whose checksums are
+//! left to the devices.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{TcAttachType, tc};
+use proxy_common::{datapath::path::Hook, wire::link::Link};
+use tests::{
+    netns::{Netns, ip_here},
+    packet::{
+        Make, Scene,
+        kernel::{Kernel, program},
+        make::{Told, Transport},
+    },
+    tun::Tun,
+};
+
+const TIME: Duration = Duration::from_secs(10);
+
+fn attach(kernel: &mut Kernel, device: &str, hook: Hook, link: Link) -> Result<()> {
+    // Before 6.6 programs hang on a queueing discipline.
+    let _there_is_one = tc::qdisc_add_clsact(device);
+    let side = match hook {
+        Hook::Ingress => TcAttachType::Ingress,
+        Hook::Egress => TcAttachType::Egress,
+    };
+    kernel
+        .program(program(hook, link))?
+        .attach(device, side)
+        .with_context(|| format!("attach to {device}"))?;
+    Ok(())
+}
+
+/// Neighbours that need not be asked for.
+fn neighbours(device: &str) -> String {
+    let router = |scene: Scene| {
+        format!(
+            "neigh replace {} lladdr 02:00:00:00:00:01 dev {device}\n",
+            scene.router()
+        )
+    };
+    Scene::BOTH.map(router).concat()
+}
+
+/// What a process is told that dials it with TCP and with UDP.
+fn refused(vip: IpAddr) -> Result<()> {
+    let vip = SocketAddr::new(vip, 80);
+    let error = TcpStream::connect_timeout(&vip, TIME)
+        .err()
+        .context("connected")?;
+    ensure!(
+        error.kind() == ErrorKind::ConnectionRefused,
+        "TCP to {vip}: {error}"
+    );
+    for length in [0, 1, 32, 33, 700, 1401] {
+        let socket = UdpSocket::bind(SocketAddr::new(
+            if vip.is_ipv4() {
+                [0; 4].into()
+            } else {
+                [0_u16; 8].into()
+            },
+            0,
+        ))?;
+        socket.connect(vip)?;
+        socket.set_read_timeout(Some(TIME))?;
+        socket.send(&vec![1; length])?;
+        let error = socket.recv(&mut [0; 8]).err().context("an answer")?;
+        ensure!(
+            error.kind() == ErrorKind::ConnectionRefused,
+            "UDP of {length} bytes to {vip}: {error}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_outside_is_refused() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    attach(&mut kernel, "uplink", Hook::Ingress, Link::Ethernet)?;
+    let name = format!("kp-answers-{}", std::process::id());
+    let client = Netns::create_all(&[name])?.pop().context("a namespace")?;
+    ip_here(
+        &[],
+        &format!("link set uplink-peer netns {}\n", client.name()),
+    )?;
+    let mut lines = "link set uplink-peer up\n".to_owned();
+    for scene in Scene::BOTH {
+        let (length, nodad) = if scene.v6 { (128, " nodad") } else { (32, "") };
+        let (ip, router, vip) = (scene.client().ip(), scene.router(), scene.idle_vip());
+        lines += &format!(
+            "addr add {ip}/{length} dev uplink-peer{nodad}\n\
+             route add {router}/{length} dev uplink-peer\n\
+             route add {vip}/{length} via {router} dev uplink-peer\n"
+        );
+    }
+    client.ip(&lines)?;
+    client.ip(&neighbours("uplink-peer"))?;
+    client.enter(|| {
+        for scene in Scene::BOTH {
+            refused(scene.idle_vip())?;
+        }
+        anyhow::Ok(())
+    })?
+}
+
+#[test]
+fn a_process_of_the_node_is_refused() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    attach(&mut kernel, "uplink", Hook::Egress, Link::Ethernet)?;
+    ip_here(&[], &neighbours("uplink"))?;
+    for scene in Scene::BOTH {
+        refused(scene.idle_vip())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_beyond_a_device_without_link_layer_is_answered() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    let mut tun = Tun::new("tunnel")?;
+    ip_here(&[], "link set tunnel up\n")?;
+    attach(&mut kernel, "tunnel", Hook::Ingress, Link::None)?;
+    let tcp = Transport::Tcp {
+        flags: "S",
+        seq: 1,
+        ack: 0,
+    };
+    for scene in Scene::BOTH {
+        let vip = SocketAddr::new(scene.idle_vip(), 80);
+        for transport in [tcp, Transport::Udp, Transport::Sctp] {
+            for length in [0, 1, 32, 33, 1301] {
+                let mut make = Make::new(transport, scene.client(), vip);
+                make.ethernet = false;
+                make.payload = vec![7; length];
+                let wanted = make.answer(vip.ip(), Told::PortUnreachable);
+                tun.send(&make.frame())?;
+                // The kernel sends packets of its own, to find routers.
+                let answer = tun.receive(|packet| packet.len() == wanted.len())?;
+                ensure!(
+                    answer == wanted,
+                    "{transport:?}, {length} bytes:\n    got {answer:02x?}\n wanted {wanted:02x?}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
