@@ -95,7 +95,7 @@ fn the_verifier_has_room_left() -> Result<()> {
         let verified = info.verified_instruction_count();
         println!("{name}: {verified:?} instructions verified");
         ensure!(
-            verified.is_none_or(|count| count < 750_000),
+            verified.is_none_or(|count| count < 100_000),
             "{name}: {verified:?}"
         );
     }

@@ -112,6 +112,9 @@ pub fn admit(budget: &impl Budget, now_ns: u64) -> bool {
 /// Most of a packet that is quoted: with IPv4's headers below the 576 bytes of RFC 1812 §4.3.2.3, with
 /// IPv6's far below 1280 (RFC 4443 §2.4 c). As much as [`Packet::sum`] takes.
 const MAX_QUOTE: u32 = MAX_SUM;
+/// Bytes of the headers of an answer, IP's and ICMP's.
+const V4_HEADERS: u32 = 20 + icmp::QUOTE;
+const V6_HEADERS: u32 = 40 + icmp::QUOTE;
 /// As Linux sends them.
 const TTL: u8 = 64;
 /// "Internetwork control", RFC 1812 §4.3.2.5.
@@ -219,6 +222,13 @@ fn write(cause: Cause, packet: &mut impl Packet, node: &impl Node, work: &Work) 
         flow,
         quoted - headers,
     )?);
+    let room = match flow.family() {
+        Family::V4 => V4_HEADERS,
+        Family::V6 => V6_HEADERS,
+    };
+    // All the rest needs what differs from answer to answer, and so comes later: the verifier went
+    // through this once for each of them.
+    put_link_in_front(packet, flow, room)?;
     let src = source(cause, node, flow);
     let [kind, code] = cause.kind(flow.family());
     let mtu = match cause {
@@ -227,7 +237,7 @@ fn write(cause: Cause, packet: &mut impl Packet, node: &impl Node, work: &Work) 
     };
     match flow.family() {
         Family::V4 => {
-            let total = u16::try_from(28 + quoted).ok()?.to_be_bytes();
+            let total = u16::try_from(V4_HEADERS + quoted).ok()?.to_be_bytes();
             let mtu = u16::try_from(mtu).unwrap_or(u16::MAX).to_be_bytes();
             let mut words = [
                 word([0x45, PRECEDENCE, total[0], total[1]]),
@@ -242,7 +252,7 @@ fn write(cause: Cause, packet: &mut impl Packet, node: &impl Node, work: &Work) 
             let [ip @ .., message, rest] = words;
             words[2] |= second_half(fold(plus(Diff::NONE, &ip).0));
             words[5] |= second_half(fold(plus(sum, &[message, rest]).0));
-            put_in_front::<7, 28>(packet, flow, words)
+            put::<7, { V4_HEADERS as usize }>(packet, flow, words)
         }
         Family::V6 => {
             let length = 8 + quoted;
@@ -267,7 +277,7 @@ fn write(cause: Cause, packet: &mut impl Packet, node: &impl Node, work: &Work) 
             let [_, _, covered @ ..] = words;
             let sum = plus(sum, &[length.to_be(), word([0, 0, 0, icmp::ICMPV6])]);
             words[10] |= second_half(fold(plus(sum, &covered).0));
-            put_in_front::<12, 48>(packet, flow, words)
+            put::<12, { V6_HEADERS as usize }>(packet, flow, words)
         }
     }
 }
@@ -317,33 +327,38 @@ fn quoted_segment(packet: &mut impl Packet, flow: &Flow, length: u32) -> Option<
     Some(rest.half(0, new))
 }
 
-/// Puts the answer's IP and ICMP headers in front of the quote, and the link layer's header in front of
-/// both: the packet's own, tags and all, the other way round.
+/// Makes room in front of the quote, and puts the link layer's header in front of that: the packet's
+/// own, tags and all, the other way round.
 #[inline(always)]
-fn put_in_front<const WORDS: usize, const BYTES: usize>(
+fn put_link_in_front(packet: &mut impl Packet, flow: &Flow, room: u32) -> Option<()> {
+    written(packet.make_room(flow.link(), room))?;
+    if let Link::None = flow.link() {
+        return Some(());
+    }
+    let to: [u8; 6] = packet.load(room)?;
+    let from: [u8; 6] = packet.load(room + 6)?;
+    let kind: [u8; 2] = packet.load(room + 12)?;
+    written(
+        packet.store(0, &from, Store::Balanced)
+            && packet.store(6, &to, Store::Balanced)
+            && packet.store(12, &kind, Store::Balanced),
+    )?;
+    let mut copied = ETHERNET_LENGTH;
+    while copied < ETHERNET_LENGTH + 4 * MAX_TAGS && copied < flow.network {
+        let tag: [u8; 4] = packet.load(room + copied)?;
+        written(packet.store(copied, &tag, Store::Balanced))?;
+        copied += 4;
+    }
+    Some(())
+}
+
+/// Writes the answer's IP and ICMP headers.
+#[inline(always)]
+fn put<const WORDS: usize, const BYTES: usize>(
     packet: &mut impl Packet,
     flow: &Flow,
     words: [u32; WORDS],
 ) -> Option<()> {
-    let room = BYTES as u32;
-    let link = flow.link();
-    written(packet.make_room(link, room))?;
-    if let Link::Ethernet = link {
-        let to: [u8; 6] = packet.load(room)?;
-        let from: [u8; 6] = packet.load(room + 6)?;
-        let kind: [u8; 2] = packet.load(room + 12)?;
-        written(
-            packet.store(0, &from, Store::Balanced)
-                && packet.store(6, &to, Store::Balanced)
-                && packet.store(12, &kind, Store::Balanced),
-        )?;
-        let mut copied = ETHERNET_LENGTH;
-        while copied < ETHERNET_LENGTH + 4 * MAX_TAGS && copied < flow.network {
-            let tag: [u8; 4] = packet.load(room + copied)?;
-            written(packet.store(copied, &tag, Store::Balanced))?;
-            copied += 4;
-        }
-    }
     let bytes = words.map(u32::to_ne_bytes);
     let bytes: &[u8; BYTES] = bytes.as_flattened().try_into().ok()?;
     written(packet.store(flow.network, bytes, Store::Balanced))

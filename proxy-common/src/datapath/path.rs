@@ -137,11 +137,27 @@ pub enum Refusal {
 
 /// What was done to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Done {
-    NewFlow,
-    Forwarded,
-    Reversed,
-    ErrorTranslated,
+    NewFlow = 0,
+    Forwarded = 1,
+    Reversed = 2,
+    ErrorTranslated = 3,
+}
+
+impl Done {
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Forwarded as u32 {
+            Self::Forwarded
+        } else if number == Self::Reversed as u32 {
+            Self::Reversed
+        } else if number == Self::ErrorTranslated as u32 {
+            Self::ErrorTranslated
+        } else {
+            Self::NewFlow
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +226,15 @@ impl From<translate::Failure> for DropReason {
 }
 
 impl Verdict {
+    /// What [`carry_out`] is to do.
+    #[inline(always)]
+    pub const fn done(self) -> Option<Done> {
+        match self {
+            Self::Stack(done) | Self::Redirect(done) => Some(done),
+            Self::Pass(_) | Self::Reject(_) | Self::Drop(_) => None,
+        }
+    }
+
     #[inline(always)]
     pub const fn counter(self) -> Counter {
         match self {
@@ -231,6 +256,8 @@ impl Verdict {
 }
 
 /// A packet at a hook of a device. Counts what becomes of it.
+///
+/// In the kernel the two steps are functions of their own, see `program/tc.rs`.
 #[inline(always)]
 pub fn run(
     hook: Hook,
@@ -239,19 +266,34 @@ pub fn run(
     node: &impl Node,
     work: &mut Work,
 ) -> Verdict {
-    let verdict = match story(hook, link, packet, node, work) {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict::Drop(reason),
-    };
+    let mut verdict = decide(hook, link, packet, node, work);
+    if let Some(done) = verdict.done() {
+        verdict = carry_out(done, packet, node, work);
+    }
     node.count(verdict.counter());
     verdict
+}
+
+/// What is to become of the packet, which is not touched yet. Flows are written down.
+#[inline(always)]
+pub fn decide(
+    hook: Hook,
+    link: Link,
+    packet: &impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+) -> Verdict {
+    match story(hook, link, packet, node, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
 }
 
 #[inline(always)]
 fn story(
     hook: Hook,
     link: Link,
-    packet: &mut impl Packet,
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
 ) -> Result<Verdict, DropReason> {
@@ -356,7 +398,7 @@ fn abandon(node: &impl Node, work: &mut Work) {
 /// A packet of a known flow.
 #[inline(always)]
 fn follow(
-    packet: &mut impl Packet,
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     table: Table,
@@ -374,7 +416,7 @@ fn follow(
     if matches!(Via::from_number(work.entry.via), Via::Redirect) {
         find_way(packet, node, work)?;
     }
-    send(packet, node, work, done, now_ns)
+    Ok(translated(work, done))
 }
 
 /// Where what the packet becomes goes next, and whether it fits through.
@@ -463,7 +505,7 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
 /// A packet of no known flow, on its way in.
 #[inline(always)]
 fn begin(
-    packet: &mut impl Packet,
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     now_ns: u64,
@@ -514,7 +556,7 @@ fn begin(
         return Err(DropReason::TtlExceeded);
     }
     remember(packet, node, work, &choice, via, now_ns)?;
-    send(packet, node, work, Done::NewFlow, now_ns)
+    Ok(translated(work, Done::NewFlow))
 }
 
 /// The key under which a frontend for packets of this tuple would be.
@@ -648,15 +690,31 @@ fn remember(
     Ok(())
 }
 
-/// Makes of the packet what `work.entry` says, and sends it on.
+/// What becomes of a packet for which `work.entry` is the answer.
 #[inline(always)]
-fn send(
+fn translated(work: &Work, done: Done) -> Verdict {
+    match Via::from_number(work.entry.via) {
+        Via::Stack => Verdict::Stack(done),
+        Via::Redirect => Verdict::Redirect(done),
+    }
+}
+
+/// Makes of the packet what `work.entry` says, when [`decide`] has said that this is what is done.
+#[inline(always)]
+pub fn carry_out(
+    done: Done,
     packet: &mut impl Packet,
     node: &impl Node,
     work: &mut Work,
-    done: Done,
-    now_ns: u64,
-) -> Result<Verdict, DropReason> {
+) -> Verdict {
+    match rewrite(packet, node, work) {
+        Ok(()) => translated(work, done),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn rewrite(packet: &mut impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
     let redirect = matches!(Via::from_number(work.entry.via), Via::Redirect);
     if redirect && !translate::age(packet, &work.flow)? {
         return Err(DropReason::TtlExceeded);
@@ -667,13 +725,12 @@ fn send(
         translate::apply(packet, &work.flow, &work.entry)?;
     }
     if matches!(work.flow.kind, Kind::FirstFragment) {
-        tell_fragments(node, &work.flow, now_ns);
+        tell_fragments(node, &work.flow, node.now_ns());
     }
-    if !redirect {
-        return Ok(Verdict::Stack(done));
+    if redirect {
+        leave(packet, work)?;
     }
-    leave(packet, work)?;
-    Ok(Verdict::Redirect(done))
+    Ok(())
 }
 
 /// Gives the packet the form in which a redirection takes it: an Ethernet header without tags. The

@@ -13,33 +13,55 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{
         answer::{self, Cause},
-        path::{self, Hook, Verdict},
+        lookup::Tables,
+        path::{self, Done, Hook, Verdict, Work},
     },
     wire::link::Link,
 };
 
 use crate::{context::tc::Skb, maps};
 
-/// Added to a [`Cause`]: what a packet's story ends with if there is an answer to send. Above all that a
-/// TC program can return.
-const ANSWER: i32 = 0x100;
+/// What the steps of a packet's story return beside what the program itself returns, which is below:
+/// that another step is to follow.
+mod next {
+    /// Added to a `Done`.
+    pub(super) const CARRY_OUT: i32 = 0x100;
+    /// Added to a `Cause`.
+    pub(super) const ANSWER: i32 = 0x200;
+}
+
+/// SAFETY of all uses: it is this CPU's own element, and no program of ours interrupts another; the kernel
+/// made it of zeroes, which are a value, and nobody but these programs writes it. No step calls another.
+#[inline(always)]
+fn work() -> Option<*mut Work> {
+    maps::WORK.get_ptr_mut(0)
+}
 
 #[inline(always)]
-fn story(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
-    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+fn decide(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
+    let Some(work) = work() else {
         return TC_ACT_UNSPEC;
     };
-    // SAFETY: this CPU's own element, and no program of ours interrupts another; the kernel made it of
-    // zeroes, which are a value, and nobody but these programs writes it.
+    // SAFETY: see `work`.
     let work = unsafe { &mut *work };
     let node = Skb::new(skb);
-    let mut packet = node;
-    match path::run(hook, link, &mut packet, &node, work) {
+    let verdict = path::decide(hook, link, &node, &node, work);
+    match verdict.done() {
+        Some(done) => next::CARRY_OUT + done as i32,
+        None => end(&node, verdict, work),
+    }
+}
+
+/// What the program returns for a verdict, which is counted, or the step that is left.
+#[inline(always)]
+fn end(node: &Skb, verdict: Verdict, work: &Work) -> i32 {
+    node.count(verdict.counter());
+    match verdict {
         // Not TC_ACT_OK, which would keep the packet from other programs of the device.
         Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_UNSPEC,
         Verdict::Redirect(_) => node.redirect(&work.hop),
-        verdict @ (Verdict::Reject(_) | Verdict::Drop(_)) => match Cause::of(verdict) {
-            Some(cause) => ANSWER + cause as i32,
+        Verdict::Reject(_) | Verdict::Drop(_) => match Cause::of(verdict) {
+            Some(cause) => next::ANSWER + cause as i32,
             None => TC_ACT_SHOT,
         },
     }
@@ -48,35 +70,50 @@ fn story(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn kp_ingress(skb: *mut __sk_buff) -> i32 {
-    story(skb, Hook::Ingress, Link::Ethernet)
+    decide(skb, Hook::Ingress, Link::Ethernet)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn kp_egress(skb: *mut __sk_buff) -> i32 {
-    story(skb, Hook::Egress, Link::Ethernet)
+    decide(skb, Hook::Egress, Link::Ethernet)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn kp_ingress_ip(skb: *mut __sk_buff) -> i32 {
-    story(skb, Hook::Ingress, Link::None)
+    decide(skb, Hook::Ingress, Link::None)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn kp_egress_ip(skb: *mut __sk_buff) -> i32 {
-    story(skb, Hook::Egress, Link::None)
+    decide(skb, Hook::Egress, Link::None)
 }
 
-/// Answers the packet of `KP_WORK`.
+/// Makes of the packet what was decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_carry_out(skb: *mut __sk_buff, done: u32) -> i32 {
+    let Some(work) = work() else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: see `work`.
+    let work = unsafe { &mut *work };
+    let node = Skb::new(skb);
+    let mut packet = node;
+    let verdict = path::carry_out(Done::from_number(done), &mut packet, &node, work);
+    end(&node, verdict, work)
+}
+
+/// Answers the packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn kp_answer(skb: *mut __sk_buff, cause: u32, hook: u32) -> i32 {
-    let Some(work) = maps::WORK.get_ptr(0) else {
+    let Some(work) = work() else {
         return TC_ACT_SHOT;
     };
-    // SAFETY: see `story`, which is over.
+    // SAFETY: see `work`.
     let work = unsafe { &*work };
     let node = Skb::new(skb);
     let mut packet = node;
@@ -87,37 +124,41 @@ extern "C" fn kp_answer(skb: *mut __sk_buff, cause: u32, hook: u32) -> i32 {
     }
 }
 
-/// What becomes of a packet with this end of its story.
+/// The steps behind the first, which returned `code`.
 #[inline(always)]
-fn act(skb: *mut __sk_buff, end: i32, hook: Hook) -> i32 {
-    if end < ANSWER {
-        return end;
+fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
+    let mut code = code;
+    if code >= next::CARRY_OUT && code < next::ANSWER {
+        code = kp_carry_out(skb, (code - next::CARRY_OUT) as u32);
     }
-    kp_answer(skb, (end - ANSWER) as u32, hook as u32)
+    if code >= next::ANSWER {
+        code = kp_answer(skb, (code - next::ANSWER) as u32, hook as u32);
+    }
+    code
 }
 
 #[classifier]
 #[inline(always)]
 pub(crate) fn kp_tc_ingress(ctx: TcContext) -> i32 {
-    act(ctx.skb.skb, kp_ingress(ctx.skb.skb), Hook::Ingress)
+    go_on(ctx.skb.skb, kp_ingress(ctx.skb.skb), Hook::Ingress)
 }
 
 #[classifier]
 #[inline(always)]
 pub(crate) fn kp_tc_egress(ctx: TcContext) -> i32 {
-    act(ctx.skb.skb, kp_egress(ctx.skb.skb), Hook::Egress)
+    go_on(ctx.skb.skb, kp_egress(ctx.skb.skb), Hook::Egress)
 }
 
 /// For devices without an Ethernet header.
 #[classifier]
 #[inline(always)]
 pub(crate) fn kp_tc_ingress_ip(ctx: TcContext) -> i32 {
-    act(ctx.skb.skb, kp_ingress_ip(ctx.skb.skb), Hook::Ingress)
+    go_on(ctx.skb.skb, kp_ingress_ip(ctx.skb.skb), Hook::Ingress)
 }
 
 /// For devices without an Ethernet header.
 #[classifier]
 #[inline(always)]
 pub(crate) fn kp_tc_egress_ip(ctx: TcContext) -> i32 {
-    act(ctx.skb.skb, kp_egress_ip(ctx.skb.skb), Hook::Egress)
+    go_on(ctx.skb.skb, kp_egress_ip(ctx.skb.skb), Hook::Egress)
 }
