@@ -44,10 +44,6 @@ pub struct Maps {
     pub forwarding_off: bool,
     /// What sockets of the node would get.
     pub sockets: HashSet<Tuple>,
-    /// Sources by service; there are no prefixes here.
-    pub source_ranges: HashSet<(u32, Addr)>,
-    /// First address, and how many bits of it count.
-    pub service_nets: Vec<(Addr, u32)>,
     /// The frame is for another host.
     pub is_for_another: bool,
     /// The packet was redirected here.
@@ -244,18 +240,25 @@ impl Node for Maps {
     }
 
     fn is_allowed(&self, service: u32, source: &Addr) -> bool {
-        self.source_ranges.contains(&(service, *source))
+        self.source_ranges
+            .get(&service)
+            .is_some_and(|ranges| is_in(ranges, source))
     }
 
     fn is_in_service_nets(&self, addr: &Addr) -> bool {
-        let bits = |addr: &Addr| {
-            let words = addr.words.map(|word| u128::from(u32::from_be(word)));
-            words[0] << 96 | words[1] << 64 | words[2] << 32 | words[3]
-        };
-        self.service_nets
-            .iter()
-            .any(|(net, length)| (bits(net) ^ bits(addr)).leading_zeros() >= *length)
+        is_in(&self.service_nets, addr)
     }
+}
+
+/// Whether one of the prefixes holds the address.
+fn is_in(prefixes: &[(Addr, u32)], addr: &Addr) -> bool {
+    let bits = |addr: &Addr| {
+        let words = addr.words.map(|word| u128::from(u32::from_be(word)));
+        words[0] << 96 | words[1] << 64 | words[2] << 32 | words[3]
+    };
+    prefixes
+        .iter()
+        .any(|(net, length)| (bits(net) ^ bits(addr)).leading_zeros() >= *length)
 }
 
 impl Budget for Maps {

@@ -371,7 +371,9 @@ impl Scene {
             maps.backends.extend(backends);
             maps.routes.extend(scene.routes());
             maps.barred.insert(scene.barred_client().ip().into());
-            maps.source_ranges.extend(scene.source_ranges());
+            for (service, addr) in scene.source_ranges() {
+                maps.source_ranges.entry(service).or_default().push((addr, 128));
+            }
         }
         maps
     }
