@@ -89,10 +89,9 @@ impl Planner {
                 continue;
             }
             let named = [frontend.service, frontend.outside_service];
-            let known = named
-                .iter()
-                .enumerate()
-                .all(|(i, id)| planner.owners.contains_key(id) || (i == 1 && *id == 0));
+            let is_owned = |id| planner.owners.contains_key(&id);
+            let known = is_owned(frontend.service)
+                && (frontend.outside_service == 0 || is_owned(frontend.outside_service));
             match frontend_address(key) {
                 Some(address) if known => {
                     for key in named.iter().filter_map(|id| planner.owners.get(id)) {

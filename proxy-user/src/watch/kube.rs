@@ -184,8 +184,11 @@ impl<A, G> Watch<A, G> {
                 };
                 let mut pause = backoff.next().unwrap_or_default();
                 let list_again = match &error {
-                    Some(error) if self.without_it.is_some() && outage::is_withheld(error) => {
-                        if self.absent(error, &mut state).await.is_err() {
+                    Some(error)
+                        if let (Some(missing), Some(reason)) =
+                            (self.without_it, outage::withheld(error)) =>
+                    {
+                        if self.absent(reason, missing, &mut state).await.is_err() {
                             return;
                         }
                         pause += ABSENT_PAUSE;
@@ -262,14 +265,9 @@ impl<A, G> Watch<A, G> {
     }
 
     /// The server has no such kind for us: there is none.
-    async fn absent(&self, error: &watcher::Error, state: &mut State) -> Result<(), Closed> {
+    async fn absent(&self, reason: &str, missing: &str, state: &mut State) -> Result<(), Closed> {
         if !std::mem::replace(&mut state.absent, true) {
-            log::info!(
-                "{} watch: {}; {}",
-                self.what,
-                outage::chain(error),
-                self.without_it.unwrap_or_default()
-            );
+            log::info!("{} watch: {reason}, so {missing}", self.what);
         }
         if let Some(kind) = self.list {
             self.send(Event::ListStarted(kind)).await?;

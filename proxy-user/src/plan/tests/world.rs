@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use proxy_common::{
-    abi::{Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SockAddr, map},
+    abi::{Addr, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SockAddr, map},
     datapath::{
         lookup::{NoChoice, choose},
         socket::{Verdict, connect},
@@ -112,13 +112,13 @@ fn dial_from(store: &FakeStore, address: &FrontendAddress, source: IpAddr) -> Op
         return Some(Outcome::Pass);
     };
     if frontend.flags & Frontend::SOURCE_RANGES != 0 {
-        let observed = store.observe().unwrap();
-        let ranges = observed.source_ranges.get(&frontend.service);
-        if !ranges
-            .into_iter()
-            .flatten()
-            .any(|range| range.contains(&source))
-        {
+        // All are IPv4, whose bits count from 96.
+        let holds = |(addr, bits): &(Addr, u32)| {
+            let length = u8::try_from(bits - 96).unwrap();
+            IpNet::new(addr.ip(), length).unwrap().contains(&source)
+        };
+        let ranges = store.maps.source_ranges.get(&frontend.service);
+        if !ranges.is_some_and(|ranges| ranges.iter().any(holds)) {
             return None;
         }
     }

@@ -86,9 +86,13 @@ fn api_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-/// The kind is not served (by an old server), or not for us.
-pub(super) fn is_withheld(error: &watcher::Error) -> bool {
-    matches!(api_code(error), Some(403 | 404))
+/// Why the kind is not served, if it isn't: to nobody (by an old server), or not to us.
+pub(super) fn withheld(error: &watcher::Error) -> Option<&'static str> {
+    match api_code(error)? {
+        403 => Some("the ClusterRole does not grant get, list and watch"),
+        404 => Some("this API server has no such kind"),
+        _ => None,
+    }
 }
 
 /// Where kube's watcher would go on from a version that leads nowhere: it resumes for ever after an
