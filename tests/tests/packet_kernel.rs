@@ -167,7 +167,7 @@ fn ports_taken(kernel: &mut Kernel, packet: &Make) -> Result<BTreeSet<u16>> {
         .map(|_| {
             kernel.forget()?;
             let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &packet.frame(), 1)?;
-            ensure!(outcome.code == code(Verdict::Redirect(Done::NewFlow)));
+            ensure!(outcome.code == code(Verdict::Redirect(Done::NewFlow), false));
             Ok(u16::from_be_bytes([
                 outcome.out[place],
                 outcome.out[place + 1],
@@ -231,7 +231,7 @@ fn a_device_that_may_not_forward_is_named() -> Result<()> {
         let before = kernel.counters()?[&Counter::PacketForwardingOff];
         let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &frame, 1)?;
         let off = Verdict::Drop(DropReason::ForwardingOff);
-        ensure!(outcome.code == code(off), "returned {}", outcome.code);
+        ensure!(outcome.code == code(off, false), "returned {}", outcome.code);
         ensure!(kernel.counters()?[&Counter::PacketForwardingOff] == before + 1);
     }
     Ok(())

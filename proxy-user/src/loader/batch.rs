@@ -46,7 +46,7 @@ pub struct FlowMap {
 pub struct Position(u32);
 
 /// What one call read, and where the next one begins; `None` at the end.
-pub type Read = (Vec<(Tuple, FlowEntry)>, Option<Position>);
+pub(super) type Read = (Vec<(Tuple, FlowEntry)>, Option<Position>);
 
 impl FlowMap {
     pub fn new(data: MapData) -> Result<Self, OpenError> {
