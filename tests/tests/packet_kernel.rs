@@ -1,17 +1,33 @@
 //! The packet path in the kernel (root): the same rows as on the host, and what a packet costs.
 
-use anyhow::{Result, ensure};
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
 use proxy_common::{
-    abi::Counter,
-    datapath::path::{Hook, Verdict, Work},
+    abi::{Counter, PortRange},
+    datapath::path::{Done, DropReason, Hook, Verdict, Work},
     wire::{bytes::Bytes, link::Link},
 };
-use tests::packet::{
-    Make, Scene,
-    damage::{Dice, frame, frames},
-    kernel::{Kernel, PROGRAMS, code},
-    make::Transport,
-    play, rows,
+use socket2::{Domain, Socket, Type};
+use tests::{
+    netns::{Netns, ip_here},
+    packet::{
+        Make, Scene,
+        damage::{Dice, frame, frames},
+        kernel::{Kernel, PROGRAMS, code},
+        make::Transport,
+        play, rows,
+    },
+};
+
+const SYN: Transport = Transport::Tcp {
+    flags: "S",
+    seq: 1,
+    ack: 0,
 };
 
 #[test]
@@ -24,8 +40,8 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
         let mut control = [0; 20];
         for (i, step) in row.steps.iter().enumerate() {
             let lost = matches!(step.verdict, Verdict::Reject(_) | Verdict::Drop(_));
-            // A test run pretends an Ethernet header: without one the answer has no place. See
-            // answers.rs.
+            // A test run pretends an Ethernet header, and bpf_skb_adjust_room believes it. Such answers
+            // are compared in packet_answers.rs.
             if lost && step.link == Link::None {
                 continue;
             }
@@ -144,6 +160,143 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
     Ok(())
 }
 
+/// The source ports that `packet` gets when it leaves, in many first packets.
+fn ports_taken(kernel: &mut Kernel, packet: &Make) -> Result<BTreeSet<u16>> {
+    let place = 14 + if packet.src.is_ipv4() { 20 } else { 40 };
+    (0..64)
+        .map(|_| {
+            kernel.forget()?;
+            let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &packet.frame(), 1)?;
+            ensure!(outcome.code == code(Verdict::Redirect(Done::NewFlow), false));
+            Ok(u16::from_be_bytes([
+                outcome.out[place],
+                outcome.out[place + 1],
+            ]))
+        })
+        .collect()
+}
+
+/// Of this node with the backend; a TCP one is still waiting for an answer.
+fn talk(protocol: Transport, from: SocketAddr, to: SocketAddr) -> Result<Socket> {
+    let kind = match protocol {
+        Transport::Udp => Type::DGRAM,
+        Transport::Tcp { .. } | Transport::Sctp => Type::STREAM,
+    };
+    let socket = Socket::new(Domain::for_address(from), kind, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&from.into())?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error.into()),
+        Ok(()) | Err(_) => Ok(socket),
+    }
+}
+
+#[test]
+fn a_port_on_which_a_socket_of_the_node_talks_to_the_backend_is_not_taken() -> Result<()> {
+    let range = PortRange {
+        first: 61_007,
+        last: 61_008,
+    };
+    let mut kernel = Kernel::load_with(range)?;
+    for scene in Scene::BOTH {
+        for transport in [SYN, Transport::Udp] {
+            let to = SocketAddr::new(scene.far_vip(), 80);
+            let packet = Make::new(transport, scene.client(), to);
+            let both = BTreeSet::from([range.first, range.last]);
+            ensure!(ports_taken(&mut kernel, &packet)? == both, "{transport:?}");
+            let backend = SocketAddr::new(scene.far_pod(), 8080);
+            let from = SocketAddr::new(scene.node(), range.first);
+            let socket = talk(transport, from, backend)?;
+            let taken = ports_taken(&mut kernel, &packet)?;
+            ensure!(
+                taken == BTreeSet::from([range.last]),
+                "{transport:?}: {taken:?}"
+            );
+            drop(socket);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_that_may_not_forward_is_named() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    for (scene, family) in Scene::BOTH.into_iter().zip(["ipv4", "ipv6"]) {
+        let to = SocketAddr::new(scene.far_vip(), 80);
+        let frame = Make::new(SYN, scene.client(), to).frame();
+        std::fs::write(
+            format!("/proc/sys/net/{family}/conf/uplink/forwarding"),
+            "0",
+        )?;
+        let before = kernel.counters()?[&Counter::PacketForwardingOff];
+        let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &frame, 1)?;
+        let off = Verdict::Drop(DropReason::ForwardingOff);
+        ensure!(
+            outcome.code == code(off, false),
+            "returned {}",
+            outcome.code
+        );
+        ensure!(kernel.counters()?[&Counter::PacketForwardingOff] == before + 1);
+    }
+    Ok(())
+}
+
+/// Client, router and backend are one namespace beyond the uplink. What test runs can't show: that a
+/// redirected packet finds its neighbour, and passes the egress hook as one that was redirected.
+#[test]
+fn a_datagram_goes_through_devices_and_its_answer_comes_back() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    let name = format!("kp-packet-{}", std::process::id());
+    let beyond = Netns::create_all(&[name])?.remove(0);
+    ip_here(
+        &[],
+        &format!("link set uplink-peer netns {}\n", beyond.name()),
+    )?;
+    beyond.ip("link set lo up\nlink set uplink-peer up\n")?;
+    kernel.attach("uplink", Link::Ethernet)?;
+    for scene in Scene::BOTH {
+        let (length, nodad) = if scene.v6 { (128, " nodad") } else { (32, "") };
+        let (node, router, vip) = (scene.node(), scene.router(), scene.far_vip());
+        let (client, pod) = (scene.client().ip(), scene.far_pod());
+        beyond.ip(&format!(
+            "addr add {router}/{length} dev uplink-peer{nodad}\n\
+             addr add {client}/{length} dev lo\n\
+             addr add {pod}/{length} dev lo\n\
+             route add {node}/{length} dev uplink-peer\n\
+             route add {vip}/{length} via {node} dev uplink-peer\n"
+        ))?;
+        let before = kernel.counters()?;
+        beyond.enter(|| -> Result<()> {
+            let server = UdpSocket::bind(SocketAddr::new(pod, 8080))?;
+            let client = UdpSocket::bind(SocketAddr::new(client, 0))?;
+            client.connect(SocketAddr::new(vip, 80))?;
+            for socket in [&server, &client] {
+                socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            }
+            // The device takes its time to come up.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let mut buffer = [0; 16];
+            while Instant::now() < deadline {
+                client.send(b"ask")?;
+                let Ok((_, from)) = server.recv_from(&mut buffer) else {
+                    continue;
+                };
+                ensure!(from == SocketAddr::new(node, Scene::SNAT_PORTS.first));
+                server.send_to(b"answer", from)?;
+                if let Ok(length) = client.recv(&mut buffer) {
+                    ensure!(&buffer[..length] == b"answer");
+                    return Ok(());
+                }
+            }
+            bail!("no answer from {vip}")
+        })??;
+        let after = kernel.counters()?;
+        let sent_on = after[&Counter::PacketSentOn] - before[&Counter::PacketSentOn];
+        ensure!(sent_on >= 2, "{sent_on} were known as redirected");
+    }
+    Ok(())
+}
+
 /// What one run of a program takes. Each is timed alone, because a second run would get what the first
 /// made of the packet; so the clock is part of it, as the first line tells.
 #[test]
@@ -173,18 +326,20 @@ fn what_a_packet_costs() -> Result<()> {
             std::net::SocketAddr::new(ip, 80),
         )
     };
-    let other = udp(scene.pod()).frame();
-    let mean = kernel.run(Hook::Ingress, Link::Ethernet, &other, 1_000_000)?;
-    println!(
-        "none of ours, a million in a row: {} ns each",
-        mean.nanoseconds
-    );
-    let syn = Transport::Tcp {
-        flags: "S",
+    let mut data = udp(scene.pod());
+    data.transport = Transport::Tcp {
+        flags: "A",
         seq: 1,
-        ack: 0,
+        ack: 1,
     };
-    for (name, transport) in [("TCP", syn), ("UDP", Transport::Udp)] {
+    for (name, make) in [("TCP data", data), ("UDP", udp(scene.pod()))] {
+        for hook in [Hook::Ingress, Hook::Egress] {
+            let mean = kernel.run(hook, Link::Ethernet, &make.frame(), 1_000_000)?;
+            let took = mean.nanoseconds;
+            println!("{name}, none of ours, {hook:?}, a million in a row: {took} ns each");
+        }
+    }
+    for (name, transport) in [("TCP", SYN), ("UDP", Transport::Udp)] {
         for (place, ip) in [("here", scene.vip()), ("elsewhere", scene.far_vip())] {
             let mut packet = udp(ip);
             packet.transport = transport;

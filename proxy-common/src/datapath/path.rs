@@ -6,6 +6,7 @@
 //!   it on, so that the CNI's rules see it. The answers get the frontend's address when they leave;
 //! * elsewhere: the source becomes this node's as well, and the packet leaves at once. The answers
 //!   come back to this node, where both changes are undone, and leave at once too.
+//!
 //! A pod behind a device of its own is not outside: its packets go through the stack wherever the
 //! backend is, and keep their source. Only a pod that is its own backend gets this node's address.
 //!

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, TcAttachType, tc::qdisc_add_clsact},
 };
 use nix::{
     sched::{CloneFlags, unshare},
@@ -125,6 +125,22 @@ impl Kernel {
     pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         let program = self.ebpf.program_mut(name).context("no such program")?;
         Ok(program.try_into()?)
+    }
+
+    /// Lets the programs see what a device of this thread's namespace sees.
+    pub fn attach(&mut self, device: &str, link: Link) -> Result<()> {
+        // Since 6.6 there is no need.
+        qdisc_add_clsact(device).context("clsact")?;
+        for (hook, side) in [
+            (Hook::Ingress, TcAttachType::Ingress),
+            (Hook::Egress, TcAttachType::Egress),
+        ] {
+            let name = program(hook, link);
+            self.program(name)?
+                .attach(device, side)
+                .with_context(|| format!("attach {name} to {device}"))?;
+        }
+        Ok(())
     }
 
     fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {

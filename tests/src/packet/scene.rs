@@ -90,7 +90,8 @@ impl Scene {
 
     fn service_net(self) -> (Addr, u32) {
         let ip = self.ip("10.96.0.0", "fd00:96::");
-        (ip.into(), if self.v6 { 112 } else { 96 + 16 })
+        // IPv4's count from 96: a /16.
+        (ip.into(), 112)
     }
 
     /// Of a Service whose backend is where no route leads.
