@@ -16,6 +16,7 @@ pub mod demo;
 mod layout;
 pub mod manifests;
 pub mod netns;
+pub mod offload;
 pub mod oneshot;
 pub mod packet;
 pub mod pod;

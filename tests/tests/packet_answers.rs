@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use proxy_common::wire::link::Link;
 use tests::{
     netns::{Netns, ip_here},
+    offload::{filling_in_off, vouching_off},
     packet::{
         Make, Scene,
         kernel::Kernel,
@@ -65,9 +66,20 @@ fn refused(vip: IpAddr) -> Result<()> {
 
 #[test]
 fn a_client_outside_is_refused() -> Result<()> {
+    refuse_client(true)
+}
+
+/// The client leaves the checksum to a device; this node's device has to fill it in, within the quote;
+/// and the client's device vouches for nothing.
+#[test]
+fn a_client_is_refused_when_the_quoted_checksum_is_filled_in_on_the_way() -> Result<()> {
+    refuse_client(false)
+}
+
+fn refuse_client(offload: bool) -> Result<()> {
     let mut kernel = Kernel::load()?;
     kernel.attach("uplink", Link::Ethernet)?;
-    let name = format!("kp-answers-{}", std::process::id());
+    let name = format!("kp-answers-{}-{offload}", std::process::id());
     let client = Netns::create_all(&[name])?.pop().context("a namespace")?;
     ip_here(
         &[],
@@ -85,7 +97,14 @@ fn a_client_outside_is_refused() -> Result<()> {
     }
     client.ip(&lines)?;
     client.ip(&neighbours("uplink-peer"))?;
+    if !offload {
+        filling_in_off("uplink")?;
+    }
     client.enter(|| {
+        if !offload {
+            // Only for what comes in: what it sends is still without.
+            vouching_off("uplink-peer")?;
+        }
         for scene in Scene::BOTH {
             refused(scene.idle_vip())?;
         }
