@@ -17,6 +17,7 @@ pub mod fleet;
 mod layout;
 pub mod manifests;
 pub mod netns;
+pub mod offload;
 pub mod oneshot;
 pub mod packet;
 pub mod pod;

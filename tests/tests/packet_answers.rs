@@ -8,33 +8,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::{TcAttachType, tc};
-use proxy_common::{datapath::path::Hook, wire::link::Link};
+use proxy_common::wire::link::Link;
 use tests::{
     netns::{Netns, ip_here},
+    offload::{filling_in_off, vouching_off},
     packet::{
         Make, Scene,
-        kernel::{Kernel, program},
+        kernel::Kernel,
         make::{Told, Transport},
     },
     tun::Tun,
 };
 
 const TIME: Duration = Duration::from_secs(10);
-
-fn attach(kernel: &mut Kernel, device: &str, hook: Hook, link: Link) -> Result<()> {
-    // Before 6.6 programs hang on a queueing discipline.
-    let _there_is_one = tc::qdisc_add_clsact(device);
-    let side = match hook {
-        Hook::Ingress => TcAttachType::Ingress,
-        Hook::Egress => TcAttachType::Egress,
-    };
-    kernel
-        .program(program(hook, link))?
-        .attach(device, side)
-        .with_context(|| format!("attach to {device}"))?;
-    Ok(())
-}
 
 /// Neighbours that need not be asked for.
 fn neighbours(device: &str) -> String {
@@ -80,9 +66,20 @@ fn refused(vip: IpAddr) -> Result<()> {
 
 #[test]
 fn a_client_outside_is_refused() -> Result<()> {
+    refuse_client(true)
+}
+
+/// The client leaves the checksum to a device; this node's device has to fill it in, within the quote;
+/// and the client's device vouches for nothing.
+#[test]
+fn a_client_is_refused_when_the_quoted_checksum_is_filled_in_on_the_way() -> Result<()> {
+    refuse_client(false)
+}
+
+fn refuse_client(offload: bool) -> Result<()> {
     let mut kernel = Kernel::load()?;
-    attach(&mut kernel, "uplink", Hook::Ingress, Link::Ethernet)?;
-    let name = format!("kp-answers-{}", std::process::id());
+    kernel.attach("uplink", Link::Ethernet)?;
+    let name = format!("kp-answers-{}-{offload}", std::process::id());
     let client = Netns::create_all(&[name])?.pop().context("a namespace")?;
     ip_here(
         &[],
@@ -100,7 +97,14 @@ fn a_client_outside_is_refused() -> Result<()> {
     }
     client.ip(&lines)?;
     client.ip(&neighbours("uplink-peer"))?;
+    if !offload {
+        filling_in_off("uplink")?;
+    }
     client.enter(|| {
+        if !offload {
+            // Only for what comes in: what it sends is still without.
+            vouching_off("uplink-peer")?;
+        }
         for scene in Scene::BOTH {
             refused(scene.idle_vip())?;
         }
@@ -111,7 +115,7 @@ fn a_client_outside_is_refused() -> Result<()> {
 #[test]
 fn a_process_of_the_node_is_refused() -> Result<()> {
     let mut kernel = Kernel::load()?;
-    attach(&mut kernel, "uplink", Hook::Egress, Link::Ethernet)?;
+    kernel.attach("uplink", Link::Ethernet)?;
     ip_here(&[], &neighbours("uplink"))?;
     for scene in Scene::BOTH {
         refused(scene.idle_vip())?;
@@ -124,7 +128,7 @@ fn a_client_beyond_a_device_without_link_layer_is_answered() -> Result<()> {
     let mut kernel = Kernel::load()?;
     let mut tun = Tun::new("tunnel")?;
     ip_here(&[], "link set tunnel up\n")?;
-    attach(&mut kernel, "tunnel", Hook::Ingress, Link::None)?;
+    kernel.attach("tunnel", Link::None)?;
     let tcp = Transport::Tcp {
         flags: "S",
         seq: 1,

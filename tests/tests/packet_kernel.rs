@@ -40,8 +40,8 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
         let mut control = [0; 20];
         for (i, step) in row.steps.iter().enumerate() {
             let lost = matches!(step.verdict, Verdict::Reject(_) | Verdict::Drop(_));
-            // A test run pretends an Ethernet header: without one the answer has no place. See
-            // answers.rs.
+            // A test run pretends an Ethernet header, and bpf_skb_adjust_room believes it. Such answers
+            // are compared in packet_answers.rs.
             if lost && step.link == Link::None {
                 continue;
             }
@@ -231,7 +231,11 @@ fn a_device_that_may_not_forward_is_named() -> Result<()> {
         let before = kernel.counters()?[&Counter::PacketForwardingOff];
         let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &frame, 1)?;
         let off = Verdict::Drop(DropReason::ForwardingOff);
-        ensure!(outcome.code == code(off, false), "returned {}", outcome.code);
+        ensure!(
+            outcome.code == code(off, false),
+            "returned {}",
+            outcome.code
+        );
         ensure!(kernel.counters()?[&Counter::PacketForwardingOff] == before + 1);
     }
     Ok(())
@@ -249,7 +253,7 @@ fn a_datagram_goes_through_devices_and_its_answer_comes_back() -> Result<()> {
         &format!("link set uplink-peer netns {}\n", beyond.name()),
     )?;
     beyond.ip("link set lo up\nlink set uplink-peer up\n")?;
-    kernel.attach("uplink")?;
+    kernel.attach("uplink", Link::Ethernet)?;
     for scene in Scene::BOTH {
         let (length, nodad) = if scene.v6 { (128, " nodad") } else { (32, "") };
         let (node, router, vip) = (scene.node(), scene.router(), scene.far_vip());

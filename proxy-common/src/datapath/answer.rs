@@ -129,7 +129,7 @@ pub fn answer(
     node: &(impl Node + Budget),
     work: &Work,
 ) -> bool {
-    if !may_be_answered(packet, &work.flow) {
+    if !may_be_answered(&work.flow) {
         return false;
     }
     if !admit(node, node.now_ns()) {
@@ -144,22 +144,13 @@ pub fn answer(
 }
 
 /// RFC 1122 §3.2.2, RFC 4443 §2.4 e: no answers to answers, to the second half of anything, or to many.
+/// Frames to many are none of our business in the first place.
 #[inline(always)]
-fn may_be_answered(packet: &impl Packet, flow: &Flow) -> bool {
-    if !matches!(flow.kind, Kind::Whole | Kind::FirstFragment)
-        || flow.tcp_flags & tcp::RST != 0
-        || !is_one_host(&flow.outer_src)
-        || is_group(&flow.outer_dst)
-    {
-        return false;
-    }
-    match flow.link() {
-        // Sent to all, or to a group of, devices.
-        Link::Ethernet => packet
-            .load(0)
-            .is_some_and(|[first]: [u8; 1]| first & 1 == 0),
-        Link::None => true,
-    }
+fn may_be_answered(flow: &Flow) -> bool {
+    matches!(flow.kind, Kind::Whole | Kind::FirstFragment)
+        && flow.tcp_flags & tcp::RST == 0
+        && is_one_host(&flow.outer_src)
+        && !is_group(&flow.outer_dst)
 }
 
 /// Multicast, or IPv4's broadcast (and what else is above it).

@@ -218,6 +218,17 @@ impl Node for Maps {
         if self.forwarding_off {
             return Way::ForwardingOff;
         }
+        // As the kernel's IPv6 (rt6_need_strict): from or to a link's own addresses, a group or `::1`.
+        let is_strict = |addr: &Addr| {
+            let first = u32::from_be(addr.words[0]);
+            !addr.is_v4()
+                && (first >> 24 == 0xff
+                    || first >> 22 == 0xfe80 >> 6
+                    || addr.words == [0, 0, 0, 1_u32.to_be()])
+        };
+        if is_strict(&flow.outer_src) || is_strict(&dst.addr) {
+            return Way::Nowhere;
+        }
         match self.routes.get(&dst.addr) {
             Some(route) if !self.barred.contains(&flow.outer_src) => {
                 *into = *route;

@@ -40,13 +40,13 @@ const fn times(factor: u32) -> Product {
     let mut product = [[0; 16]; 8];
     let mut place = 0;
     while place < 8 {
-        let mut digit = 1;
-        while digit < 16_usize {
+        let mut digit = 1_u32;
+        while digit < 16 {
             let rest = digit & (digit - 1);
-            product[place][digit] = if rest == 0 {
-                multiply(factor, (digit as u32) << (4 * place))
+            product[place][digit as usize] = if rest == 0 {
+                multiply(factor, digit << (4 * place))
             } else {
-                product[place][rest] ^ product[place][digit ^ rest]
+                product[place][rest as usize] ^ product[place][(digit ^ rest) as usize]
             };
             digit += 1;
         }

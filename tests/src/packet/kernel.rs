@@ -128,15 +128,16 @@ impl Kernel {
     }
 
     /// Lets the programs see what a device of this thread's namespace sees.
-    pub fn attach(&mut self, device: &str) -> Result<()> {
+    pub fn attach(&mut self, device: &str, link: Link) -> Result<()> {
         // Since 6.6 there is no need.
         qdisc_add_clsact(device).context("clsact")?;
-        for (name, hook) in [
-            (PROGRAMS[0], TcAttachType::Ingress),
-            (PROGRAMS[1], TcAttachType::Egress),
+        for (hook, side) in [
+            (Hook::Ingress, TcAttachType::Ingress),
+            (Hook::Egress, TcAttachType::Egress),
         ] {
+            let name = program(hook, link);
             self.program(name)?
-                .attach(device, hook)
+                .attach(device, side)
                 .with_context(|| format!("attach {name} to {device}"))?;
         }
         Ok(())

@@ -360,7 +360,7 @@ impl Scene {
             devices: Self::devices().into(),
             service_nets: Self::service_nets(),
             // A while after all budgets began.
-            now_ns: 1_000_000_000_000.into(),
+            now_ns: 1_000_000_000.into(),
             ..Maps::default()
         };
         for scene in Self::BOTH {
