@@ -56,6 +56,8 @@ impl Fleet {
             .collect::<Result<Vec<Agent>>>()?;
         for agent in &agents {
             agent.wait_ready(PATIENCE)?;
+            // The socket path is ready before.
+            agent.wait_log("attached by", PATIENCE)?;
         }
         Ok(Self {
             agents,

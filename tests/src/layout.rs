@@ -38,8 +38,8 @@ const UNDERLAY: [(&str, &str); 4] = [
     ("bridge/bridge-nf-call-ip6tables", "0"),
 ];
 /// The nodes' default route: whatever they send there by mistake can be counted there.
-const SINK4: &str = "192.168.50.254";
-const SINK6: &str = "fd50::fe";
+pub const SINK4: &str = "192.168.50.254";
+pub const SINK6: &str = "fd50::fe";
 /// VXLAN over IPv4 takes 50 bytes of the underlay's 1500.
 const TUNNEL_MTU: u16 = 1450;
 

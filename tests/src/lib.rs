@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod demo;
 pub mod fleet;
 mod layout;
+pub use layout::{SINK4, SINK6};
 pub mod manifests;
 pub mod netns;
 pub mod offload;

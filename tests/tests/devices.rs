@@ -20,7 +20,7 @@ use proxy_common::{
 use proxy_user::{expiry::monotonic_ns, loader::FlowMap};
 use serde_json::{Value, json};
 use tests::{
-    Agent, ManifestDir, Node, Source, World, binaries, bpf,
+    Agent, ManifestDir, Node, SINK4, SINK6, Source, World, binaries, bpf,
     packet::kernel::Kernel,
     stage::{PATIENCE, eventually},
     tc::{self, TCX, tc},
@@ -41,6 +41,11 @@ impl Ground {
     ) -> Result<Self> {
         let world = World::builder().node("node-a", ["pod"]).build()?;
         let manifests = ManifestDir::new()?;
+        // What leads outside is for each test to say.
+        let netns = world.node("node-a").netns();
+        netns.ip(&format!(
+            "route del default via {SINK4}\nroute del default via {SINK6}\n"
+        ))?;
         prepare(world.node("node-a"), &manifests)?;
         let source = Source::Manifests(manifests.path().to_owned());
         let agent = world.node("node-a").start_agent_with(source, flags)?;

@@ -264,10 +264,50 @@ fn source_ports_run_out_and_are_said_to() {
     let none = Verdict::Drop(DropReason::NoSnatPort);
     assert_eq!(ingress(&maps, &flow(5)), none);
     assert_eq!(maps.counter(Counter::PacketNoSnatPort), 1);
-    // Nothing is left of it, and a minute later the ports are free again.
+    // Nothing is left of it.
     assert_eq!(maps.half_open.borrow().len(), 8);
-    maps.now_ns.set(61 * SECOND);
+    // Clients that are silent after their SYN have to give way, and nothing of them is left either.
+    maps.now_ns.set(maps.now_ns.get() + 3 * SECOND);
     assert_eq!(ingress(&maps, &flow(5)), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(maps.half_open.borrow().len(), 8);
+}
+
+#[test]
+fn a_closed_connection_gives_its_source_port_to_the_next() {
+    let mut maps = Scene::maps();
+    maps.snat_ports = Some(PortRange {
+        first: 61_000,
+        last: 61_000,
+    });
+    let frontend = SocketAddr::new(V4.far_vip(), 80);
+    let client = |port| SocketAddr::new(V4.client().ip(), port);
+    let say = |port, flags| ingress(&maps, &Make::new(tcp(flags, 2, 1), client(port), frontend));
+    let answer = |flags| {
+        let from = SocketAddr::new(V4.far_pod(), 8080);
+        let to = SocketAddr::new(V4.node(), 61_000);
+        ingress(&maps, &Make::new(tcp(flags, 0, 2), from, to))
+    };
+    let none = Verdict::Drop(DropReason::NoSnatPort);
+    assert_eq!(say(1, "S"), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(answer("SA"), Verdict::Redirect(Done::Reversed));
+    assert_eq!(say(1, "A"), Verdict::Redirect(Done::Forwarded));
+    assert_eq!(say(2, "S"), none);
+    assert_eq!(say(1, "FA"), Verdict::Redirect(Done::Forwarded));
+    maps.now_ns.set(maps.now_ns.get() + 10 * SECOND);
+    assert_eq!(say(2, "S"), none, "the backend has more to say");
+    assert_eq!(answer("FA"), Verdict::Redirect(Done::Reversed));
+    assert_eq!(say(2, "S"), none, "the last packets are on their way");
+    maps.now_ns.set(maps.now_ns.get() + SECOND / 10);
+    assert_eq!(say(2, "S"), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(maps.established.borrow().len(), 0);
+    // What comes back is the second client's.
+    let mut work = Work::default();
+    let from = SocketAddr::new(V4.far_pod(), 8080);
+    let reply = Make::new(tcp("SA", 0, 2), from, SocketAddr::new(V4.node(), 61_000));
+    let mut bytes = Bytes::new(reply.frame());
+    let verdict = path::run(Hook::Ingress, Link::Ethernet, &mut bytes, &maps, &mut work);
+    assert_eq!(verdict, Verdict::Redirect(Done::Reversed));
+    assert_eq!(work.entry.dst.socket_addr(), client(2));
 }
 
 /// A checksum that a device is to fill in holds the sum of the pseudo header; on veth all do.

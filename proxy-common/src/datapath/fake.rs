@@ -300,6 +300,7 @@ impl Default for Work {
         let flow = super::flow::Flow::default();
         Self {
             key: flow.tuple,
+            victim: flow.tuple,
             flow,
             entry,
             reply: entry,

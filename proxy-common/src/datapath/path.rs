@@ -94,6 +94,8 @@ pub struct Work {
     pub reply: FlowEntry,
     /// Somebody else's entry that was looked at.
     pub other: FlowEntry,
+    /// The key of its opposite entry.
+    pub victim: Tuple,
     /// How it leaves, if it is redirected.
     pub hop: Route,
 }

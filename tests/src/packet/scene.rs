@@ -372,7 +372,10 @@ impl Scene {
             maps.routes.extend(scene.routes());
             maps.barred.insert(scene.barred_client().ip().into());
             for (service, addr) in scene.source_ranges() {
-                maps.source_ranges.entry(service).or_default().push((addr, 128));
+                maps.source_ranges
+                    .entry(service)
+                    .or_default()
+                    .push((addr, 128));
             }
         }
         maps
