@@ -80,7 +80,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     if !observed.frontends.is_empty() {
         log::info!(
             "adopting {} frontends and {} backends of an earlier agent",
-            observed.frontends.len(),
+            observed.frontend_count(),
             observed.backends.len()
         );
     }

@@ -1,16 +1,21 @@
 //! What the maps hold, in a form for people and for scripts.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
 };
 
 use comfy_table::{Table, presets};
-use proxy_common::abi::{ABI_VERSION, Counter, Empty, FrontendKind, Protocol, SockAddr};
+use proxy_common::abi::{
+    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Protocol, SockAddr,
+};
 use serde::Serialize;
 
-use crate::maps::{Capacity, Observed};
+use crate::{
+    maps::{Capacity, Observed},
+    plan::address_of,
+};
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -18,6 +23,8 @@ pub struct Status {
     /// Programs whose link is pinned: they translate, agent or not.
     pub programs: Vec<String>,
     pub frontends: Vec<FrontendStatus>,
+    /// ServiceCIDRs: what is dialled there without being a ClusterIP is dropped.
+    pub service_nets: Vec<String>,
     pub maps: BTreeMap<&'static str, MapUse>,
     pub counters: BTreeMap<&'static str, u64>,
 }
@@ -33,6 +40,25 @@ pub struct FrontendStatus {
     /// `translate`, `refuse` (no endpoints), `drop` (policy Local, none here) or `damaged`.
     pub verdict: &'static str,
     pub backends: Vec<BackendStatus>,
+    /// What clients from outside get, if it is not the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outside: Option<OutsideStatus>,
+    /// Who else may dial it; absent: anyone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<RangesStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct OutsideStatus {
+    pub verdict: &'static str,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RangesStatus {
+    pub ranges: Vec<String>,
+    pub node_allowed: bool,
+    pub pods_allowed: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -42,6 +68,8 @@ pub struct BackendStatus {
     pub port: u16,
     /// Gets new connections; otherwise it only keeps the flows it has.
     pub chosen: bool,
+    /// On this node.
+    pub local: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,26 +101,31 @@ impl Status {
                     address: address.ip(),
                     port: address.port(),
                     chosen: slotted.contains(&id),
+                    local: backend.flags & Backend::LOCAL != 0,
                 });
         }
         for backends in by_service.values_mut() {
             backends.sort_by_key(|backend| (backend.address, backend.port));
         }
+        let list = |service: u32| {
+            let word = observed.words.get(&service).copied().unwrap_or_default();
+            let verdict = match (word.count(), word.empty()) {
+                (1.., _) => "translate",
+                (0, Empty::Refuse) => "refuse",
+                (0, Empty::Drop) => "drop",
+                (0, Empty::Unused) => "damaged",
+            };
+            (
+                verdict,
+                by_service.get(&service).cloned().unwrap_or_default(),
+            )
+        };
         let mut frontends: Vec<FrontendStatus> = observed
             .frontends
             .iter()
+            .filter(|(key, _)| address_of(key).is_none())
             .map(|(key, frontend)| {
-                let word = observed
-                    .words
-                    .get(&frontend.service)
-                    .copied()
-                    .unwrap_or_default();
-                let verdict = match (word.count(), word.empty()) {
-                    (1.., _) => "translate",
-                    (0, Empty::Refuse) => "refuse",
-                    (0, Empty::Drop) => "drop",
-                    (0, Empty::Unused) => "damaged",
-                };
+                let (verdict, backends) = list(frontend.service);
                 FrontendStatus {
                     address: key.addr.ip(),
                     port: u16::from_be(key.port_be),
@@ -104,10 +137,23 @@ impl Status {
                         .get(&frontend.service)
                         .map_or_else(|| "?".to_owned(), |name| name.text().into_owned()),
                     verdict,
-                    backends: by_service
-                        .get(&frontend.service)
-                        .cloned()
-                        .unwrap_or_default(),
+                    backends,
+                    outside: (frontend.outside_service != 0).then(|| {
+                        let (verdict, backends) = list(frontend.outside_service);
+                        OutsideStatus { verdict, backends }
+                    }),
+                    source_ranges: (frontend.flags & Frontend::SOURCE_RANGES != 0).then(|| {
+                        let ranges = observed.source_ranges.get(&frontend.service);
+                        RangesStatus {
+                            ranges: ranges
+                                .into_iter()
+                                .flatten()
+                                .map(ToString::to_string)
+                                .collect(),
+                            node_allowed: frontend.flags & Frontend::NODE_ALLOWED != 0,
+                            pods_allowed: frontend.flags & Frontend::PODS_ALLOWED != 0,
+                        }
+                    }),
                 }
             })
             .collect();
@@ -119,11 +165,17 @@ impl Status {
                 &b.protocol,
             ))
         });
+        let source_ranges = observed.source_ranges.values().map(BTreeSet::len).sum();
         let slots = observed.slots.values().map(Vec::len).sum();
         Self {
             abi_version: ABI_VERSION,
             programs,
             frontends,
+            service_nets: observed
+                .service_nets
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             maps: BTreeMap::from([
                 (
                     "frontends",
@@ -135,6 +187,14 @@ impl Status {
                     map_use(observed.backends.len(), capacity.backends),
                 ),
                 ("slots", map_use(slots, capacity.slots)),
+                (
+                    "source_ranges",
+                    map_use(source_ranges, capacity.source_ranges),
+                ),
+                (
+                    "service_nets",
+                    map_use(observed.service_nets.len(), capacity.service_nets),
+                ),
                 ("sockets", map_use(sockets, socket_capacity)),
             ]),
             counters: counters

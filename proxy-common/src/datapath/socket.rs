@@ -79,9 +79,7 @@ enum Dialled {
 #[inline(always)]
 fn dialled(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Dialled {
     match socket.frontend(&frontend_key(protocol, to)) {
-        Some(frontend)
-            if frontend.flags & Frontend::NODE_ONLY != 0 && !socket.is_of_node() =>
-        {
+        Some(frontend) if frontend.flags & Frontend::NODE_ONLY != 0 && !socket.is_of_node() => {
             Dialled::Elsewhere
         }
         Some(frontend) => Dialled::Frontend(frontend),

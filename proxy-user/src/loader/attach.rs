@@ -78,6 +78,10 @@ impl Sizes {
     }
 }
 
+/// Of all Services together; tries take memory only for what is in them.
+const SOURCE_RANGES: u32 = 65536;
+const SERVICE_NETS: u32 = 1024;
+
 /// Programs in the kernel, not yet attached, and the maps they use.
 #[derive(Debug)]
 pub struct Loaded {
@@ -121,7 +125,13 @@ pub fn load(
     for name in map::PACKET {
         loader.map_max_entries(name, 1);
     }
-    for name in map::ALL {
+    loader
+        .map_max_entries(map::SOURCE_RANGES, SOURCE_RANGES)
+        .map_max_entries(map::SERVICE_NETS, SERVICE_NETS);
+    for name in map::ALL
+        .iter()
+        .chain(&[map::SOURCE_RANGES, map::SERVICE_NETS])
+    {
         loader.map_pin_path(name, pins.map(name));
     }
     let mut ebpf = loader.load(OBJECT)?;
@@ -142,7 +152,11 @@ pub fn load(
     }
     let store = BpfStore::open(|name| match ebpf.take_map(name) {
         Some(
-            Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data),
+            Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::Array(data)
+            | Map::PerCpuArray(data)
+            | Map::LpmTrie(data),
         ) => Ok(data),
         _ => Err(OpenError::Missing { map: name }),
     })?;

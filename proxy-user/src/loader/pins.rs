@@ -193,7 +193,11 @@ impl Pins {
                         .unpin()
                         .map_err(io_error(&path))?;
                     "link and program"
-                } else if map::ALL.iter().any(|name| path.ends_with(name)) {
+                } else if map::ALL
+                    .iter()
+                    .chain(map::PACKET)
+                    .any(|name| path.ends_with(name))
+                {
                     fs::remove_file(&path).map_err(io_error(&path))?;
                     "map"
                 } else {

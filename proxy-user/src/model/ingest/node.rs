@@ -2,12 +2,20 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Ingested, LABEL_ZONE};
+use super::{Ingested, LABEL_ZONE, Problems, address};
 use crate::model::{Event, Family, Node};
 
-/// Only the agent's own Node matters, and of it the zone and the addresses (`pkg/proxy/node.go`).
+/// Only the agent's own Node matters, and of it the zone, the addresses and the pods' ranges
+/// (`pkg/proxy/node.go`).
 pub fn node(node: core::Node, own_name: &str) -> Ingested {
     let own = node.metadata.name.as_deref() == Some(own_name);
+    let mut problems = Problems::of("Node", own_name);
+    let pod_cidrs = node.spec.map(pod_cidrs).unwrap_or_default();
+    let pod_cidrs: Vec<_> = pod_cidrs
+        .iter()
+        .enumerate()
+        .map(|(i, text)| problems.keep(format!("spec.podCIDRs[{i}]"), address::range(text)))
+        .collect();
     let addresses = node.status.and_then(|status| status.addresses);
     let mut internal_ips: Vec<IpAddr> = Vec::new();
     for address in addresses.into_iter().flatten() {
@@ -33,9 +41,26 @@ pub fn node(node: core::Node, own_name: &str) -> Ingested {
                 name: own_name.into(),
                 zone: zone.map(Into::into),
                 internal_ips,
+                // Some of them are as good as none: what is asked is whether *all* pods are meant.
+                pod_cidrs: pod_cidrs
+                    .into_iter()
+                    .collect::<Option<_>>()
+                    .unwrap_or_default(),
             })
         }),
-        problems: Vec::new(),
+        problems: if own { problems.found } else { Vec::new() },
+    }
+}
+
+fn pod_cidrs(spec: core::NodeSpec) -> Vec<String> {
+    let listed = spec.pod_cidrs.unwrap_or_default();
+    if listed.is_empty() {
+        spec.pod_cidr
+            .into_iter()
+            .filter(|cidr| !cidr.is_empty())
+            .collect()
+    } else {
+        listed
     }
 }
 
@@ -64,7 +89,7 @@ mod tests {
             Some(Event::NodeChanged(Node {
                 name: "n1".into(),
                 zone: Some(zone.into()),
-                internal_ips: Vec::new(),
+                ..Node::default()
             }))
         };
         assert_eq!(ingest(json!({LABEL_ZONE: "a"})), zone("a"));
@@ -89,6 +114,32 @@ mod tests {
             .map(|ip| ip.parse().expect("an IP"))
             .into();
         assert_eq!(ours.internal_ips, wanted);
+    }
+
+    #[test]
+    fn its_pod_ranges_are_all_known_or_none() {
+        let ranges = |spec| {
+            let object = json!({"metadata": {"name": "n1"}, "spec": spec});
+            let ours = node(serde_json::from_value(object).expect("a Node"), "n1");
+            let Some(Event::NodeChanged(node)) = ours.event else {
+                panic!("{ours:?}");
+            };
+            let ranges: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+            (ranges.join(" "), ours.problems.len())
+        };
+        assert_eq!(
+            ranges(json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd01::/64"]})),
+            ("10.1.0.0/24 fd01::/64".into(), 0)
+        );
+        assert_eq!(
+            ranges(json!({"podCIDR": "10.1.0.0/24"})),
+            ("10.1.0.0/24".into(), 0)
+        );
+        assert_eq!(ranges(json!({"podCIDR": ""})), (String::new(), 0));
+        assert_eq!(
+            ranges(json!({"podCIDRs": ["10.1.0.0/24", "fd01::"]})),
+            (String::new(), 1)
+        );
     }
 
     #[test]
