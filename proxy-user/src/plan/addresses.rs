@@ -71,7 +71,13 @@ impl Addresses {
         mut room: u64,
     ) {
         let mut planned = HashSet::new();
-        for service in services {
+        // Those are tried again as a whole.
+        let refused: HashSet<ObjectName> = plan
+            .refused
+            .iter()
+            .map(|refused| refused.key.service.clone())
+            .collect();
+        for service in services.filter(|service| !refused.contains(*service)) {
             for &ip in self.of_service.get(service).into_iter().flatten() {
                 if self.known.contains(&ip) || !planned.insert(ip) {
                     continue;
