@@ -198,10 +198,20 @@ impl Planner {
         self.plan_given_up(&mut plan, &taken);
         self.plan_strays(&mut plan, &taken);
         let emptied = self.emptied(&plan);
+        // A Service whose ranges change and stay: whoever is admitted no more must not come in by a
+        // frontend that it takes over.
+        let restricted: HashSet<&PortKey> = changes
+            .iter()
+            .flat_map(|change| &change.ports)
+            .filter(|snapshot| snapshot.source_ranges.is_some())
+            .map(|snapshot| &snapshot.key)
+            .collect();
         // Stable: within a phase, the order of the Services stays.
         plan.steps.sort_by_key(|planned| {
             let phase = planned.step.phase();
-            if !emptied.contains(&planned.port) {
+            if phase == Phase::RemovedSourceRanges && restricted.contains(&*planned.port) {
+                (Phase::SourceRanges, 3)
+            } else if !emptied.contains(&planned.port) {
                 (phase, 0)
             } else if phase == Phase::Switches {
                 (Phase::Frontends, 1)

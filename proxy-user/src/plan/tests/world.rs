@@ -365,6 +365,10 @@ impl World {
                 }
                 // Whoever had it goes its own way: it may admit others by now. If it is not taken
                 // from it after all, it may even have given up its ranges.
+                // Its ranges change before its frontends do.
+                for key in owners.iter() {
+                    allowed.may_be_barred |= !self.desired.admits(key, client);
+                }
                 for key in owners.iter().filter(|key| Some(*key) != new_owner) {
                     allowed.may_pass |= self.desired.admits(key, client);
                     if fails {
