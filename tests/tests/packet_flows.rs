@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use proxy_common::{
     abi::{Backend, Counter, PortRange, ServiceWord},
     datapath::{
+        conntrack,
         fake::Maps,
         path::{self, Done, DropReason, Hook, Refusal, Verdict, Work},
     },
@@ -195,6 +196,38 @@ fn a_reset_is_no_proof_that_the_client_hears() {
     );
     assert_eq!(ingress(&maps, &stray), Verdict::Stack(Done::Forwarded));
     assert_eq!(sizes(&maps), (0, 2));
+}
+
+/// What was on its way when the other side gave up, and arrives behind its reset.
+#[test]
+fn a_reset_holds_until_its_sender_speaks_again() {
+    let maps = Scene::maps();
+    handshake(&maps, V4.client(), 9001);
+    let ends_in_seconds = |seconds: u64| {
+        let at = |seconds: u64| maps.now_ns.get() + seconds * SECOND;
+        let both = maps.established.borrow();
+        both.len() == 2
+            && both.values().all(|entry| {
+                !conntrack::is_expired(entry, 6, at(seconds - 1))
+                    && conntrack::is_expired(entry, 6, at(seconds))
+            })
+    };
+    assert!(ends_in_seconds(24 * 3600));
+    let from_client = |flags| ingress(&maps, &to_vip(tcp(flags, 101, 9001)));
+    let from_pod = |flags| {
+        let packet = Make::new(tcp(flags, 9001, 101), pod(), V4.client());
+        run(&maps, Hook::Egress, &packet).0
+    };
+    assert_eq!(from_client("R"), Verdict::Stack(Done::Forwarded));
+    assert!(ends_in_seconds(10));
+    assert_eq!(from_pod("A"), Verdict::Stack(Done::Reversed));
+    assert!(ends_in_seconds(10));
+    // It was somebody else's.
+    assert_eq!(from_client("A"), Verdict::Stack(Done::Forwarded));
+    assert!(ends_in_seconds(24 * 3600));
+    assert_eq!(from_pod("R"), Verdict::Stack(Done::Reversed));
+    assert_eq!(from_client("A"), Verdict::Stack(Done::Forwarded));
+    assert!(ends_in_seconds(10));
 }
 
 #[test]

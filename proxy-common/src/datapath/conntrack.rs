@@ -42,8 +42,12 @@ pub mod state {
     pub const REPLIED: u8 = 1;
     pub const FIN_ORIGINAL: u8 = 2;
     pub const FIN_REPLY: u8 = 4;
-    /// Somebody said RST, and nobody spoke since. A forged one does no harm while the two talk.
-    pub const RESET: u8 = 8;
+    /// The client said RST, and nothing since. A forged one does no harm while it talks; what the
+    /// backend still had on the way changes nothing.
+    pub const RESET_ORIGINAL: u8 = 8;
+    /// The backend did.
+    pub const RESET_REPLY: u8 = 32;
+    pub const RESET: u8 = RESET_ORIGINAL | RESET_REPLY;
     /// The client hears the answers: the flow belongs in FLOWS, as soon as there is room.
     pub const PROVEN: u8 = 16;
 }
@@ -108,21 +112,21 @@ pub fn is_done(entry: &FlowEntry, protocol: u8, now_ns: u64) -> bool {
 /// The state after a packet.
 #[inline(always)]
 pub fn next_state(protocol: u8, state: u8, direction: Direction, tcp_flags: u8) -> u8 {
-    let fin = match direction {
-        Direction::Original => state::FIN_ORIGINAL,
-        Direction::Reply => state::FIN_REPLY,
+    let (fin, reset) = match direction {
+        Direction::Original => (state::FIN_ORIGINAL, state::RESET_ORIGINAL),
+        Direction::Reply => (state::FIN_REPLY, state::RESET_REPLY),
     };
     let mut next = state;
     if matches!(direction, Direction::Reply) {
         next |= state::REPLIED;
     }
     if protocol == Protocol::Tcp.number() {
-        next &= !state::RESET;
+        next &= !reset;
         if tcp_flags & tcp::FIN != 0 {
             next |= fin;
         }
         if tcp_flags & tcp::RST != 0 {
-            next |= state::RESET;
+            next |= reset;
         }
     }
     next

@@ -6,10 +6,10 @@
 
 use super::{
     flow::Flow,
-    translate::{Failure, outer_addresses, ports, store_addresses, written},
+    translate::{Failure, Hops, octets, outer_header, ports, written},
 };
 use crate::{
-    abi::{FlowEntry, Protocol},
+    abi::{Addr, FlowEntry, Protocol},
     wire::{
         checksum::{Diff, updated},
         icmp,
@@ -39,22 +39,37 @@ fn update_quoted(
     Ok(Diff::NONE.half(old, new))
 }
 
+/// Writes both addresses of the quoted IP header; its own checksum is not touched.
+#[inline(always)]
+fn store_quoted(packet: &mut impl Packet, flow: &Flow, src: &Addr, dst: &Addr) -> bool {
+    let network = flow.quoted_network;
+    let how = Store::Balanced;
+    match flow.family() {
+        Family::V4 => {
+            packet.store(network + 12, &src.words[3].to_ne_bytes(), how)
+                && packet.store(network + 16, &dst.words[3].to_ne_bytes(), how)
+        }
+        Family::V6 => {
+            packet.store(network + 8, &octets(src), how)
+                && packet.store(network + 24, &octets(dst), how)
+        }
+    }
+}
+
 /// Makes of the ICMP error that `flow` describes what `to` says.
 #[inline(always)]
-pub fn apply(packet: &mut impl Packet, flow: &Flow, to: &FlowEntry) -> Result<(), Failure> {
+pub fn apply(
+    packet: &mut impl Packet,
+    flow: &Flow,
+    to: &FlowEntry,
+    hops: Hops,
+) -> Result<(), Failure> {
     let family = flow.family();
     // Inside: the quoted packet's source is the tuple's destination.
     let addresses = Diff::NONE
         .words(&flow.tuple.dst.words, &to.dst.addr.words)
         .words(&flow.tuple.src.words, &to.src.addr.words);
-    written(store_addresses(
-        packet,
-        family,
-        flow.quoted_network,
-        &to.dst.addr,
-        &to.src.addr,
-        Store::Balanced,
-    ))?;
+    written(store_quoted(packet, flow, &to.dst.addr, &to.src.addr))?;
     let mut inside = addresses;
     if let Family::V4 = family {
         let place = flow.quoted_network + 10;
@@ -87,7 +102,7 @@ pub fn apply(packet: &mut impl Packet, flow: &Flow, to: &FlowEntry) -> Result<()
     } else {
         to.src.addr
     };
-    let outside = outer_addresses(packet, flow, &src, &to.dst.addr)?;
+    let outside = outer_header(packet, flow, &src, &to.dst.addr, hops)?;
     let place = flow.transport + icmp::CHECKSUM;
     if let Family::V6 = family {
         written(packet.update_l4(place, outside, Covered::PseudoHeader, false))?;

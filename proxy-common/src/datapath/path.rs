@@ -19,7 +19,8 @@ use super::{
     flow::{self, Flow, Kind},
     icmp_error,
     lookup::{Choice, NoChoice, Tables, choose, lack, live},
-    snat, translate,
+    snat,
+    translate::{self, Hops},
 };
 use crate::{
     abi::{
@@ -223,6 +224,7 @@ impl From<translate::Failure> for DropReason {
         match failure {
             translate::Failure::NotWritten => Self::NotWritten,
             translate::Failure::SctpFragment => Self::SctpFragment,
+            translate::Failure::LastHop => Self::TtlExceeded,
         }
     }
 }
@@ -722,13 +724,11 @@ pub fn carry_out(
 #[inline(always)]
 fn rewrite(packet: &mut impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
     let redirect = matches!(Via::from_number(work.entry.via), Via::Redirect);
-    if redirect && !translate::age(packet, &work.flow)? {
-        return Err(DropReason::TtlExceeded);
-    }
+    let hops = if redirect { Hops::OneLess } else { Hops::Kept };
     if matches!(work.flow.kind, Kind::Error) {
-        icmp_error::apply(packet, &work.flow, &work.entry)?;
+        icmp_error::apply(packet, &work.flow, &work.entry, hops)?;
     } else {
-        translate::apply(packet, &work.flow, &work.entry)?;
+        translate::apply(packet, &work.flow, &work.entry, hops)?;
     }
     if matches!(work.flow.kind, Kind::FirstFragment) {
         tell_fragments(node, &work.flow, node.now_ns());

@@ -20,14 +20,14 @@ use crate::abi::PortRange;
 
 /// Ports that are tried for one flow. With nine of ten ports toward a backend taken, one new flow in
 /// two finds one, and its client's next attempt another.
-pub const TRIES: u32 = 8;
+pub const TRIES: u32 = 10;
 
 /// From one try to the next. Taken ports gather where one try after another looks at the next one; a
 /// prime reaches every port of every range.
 const STRIDE: u32 = 2_654_435_761;
 
 /// Tries for a port that nobody has, before one is taken from a flow that is done with it.
-const PATIENT_TRIES: u32 = 2;
+const PATIENT_TRIES: u32 = 1;
 
 /// Takes a reply tuple for `work.entry`, whose source port it chooses, and leaves it in `work.key`.
 ///

@@ -12,7 +12,7 @@ use super::flow::{Flow, Kind};
 use crate::{
     abi::{Addr, FlowEntry, Protocol},
     wire::{
-        checksum::Diff,
+        checksum::{Diff, updated},
         crc32c,
         link::Family,
         packet::{Covered, Packet, Store},
@@ -28,6 +28,8 @@ pub enum Failure {
     NotWritten,
     /// See above.
     SctpFragment,
+    /// It may go no further.
+    LastHop,
 }
 
 #[inline(always)]
@@ -36,7 +38,7 @@ pub(super) fn written(ok: bool) -> Result<(), Failure> {
 }
 
 #[inline(always)]
-const fn octets(addr: &Addr) -> [u8; 16] {
+pub(super) const fn octets(addr: &Addr) -> [u8; 16] {
     let [a, b, c, d] = addr.words;
     let (a, b, c, d) = (
         a.to_ne_bytes(),
@@ -50,66 +52,86 @@ const fn octets(addr: &Addr) -> [u8; 16] {
     ]
 }
 
-/// Writes both addresses of the IP header at `network`; its own checksum is not touched.
-#[inline(always)]
-pub(super) fn store_addresses(
-    packet: &mut impl Packet,
-    family: Family,
-    network: u32,
-    src: &Addr,
-    dst: &Addr,
-    how: Store,
-) -> bool {
-    match family {
-        Family::V4 => {
-            packet.store(network + 12, &src.words[3].to_ne_bytes(), how)
-                && packet.store(network + 16, &dst.words[3].to_ne_bytes(), how)
-        }
-        Family::V6 => {
-            packet.store(network + 8, &octets(src), how)
-                && packet.store(network + 24, &octets(dst), how)
+/// What becomes of a packet's hop count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hops {
+    /// A network stack will see to it.
+    Kept,
+    /// This is one, as for a router.
+    OneLess,
+}
+
+impl Hops {
+    #[inline(always)]
+    const fn after(self, left: u8) -> Result<u8, Failure> {
+        match self {
+            Self::Kept => Ok(left),
+            Self::OneLess if left <= 1 => Err(Failure::LastHop),
+            Self::OneLess => Ok(left - 1),
         }
     }
 }
 
-/// Writes the addresses of the outer header, with its checksum; how they changed.
+/// Writes the addresses of the outer header, its hops and its checksum, all at once; how the addresses
+/// changed. Nothing is written on the last hop.
 #[inline(always)]
-pub(super) fn outer_addresses(
+pub(super) fn outer_header(
     packet: &mut impl Packet,
     flow: &Flow,
     src: &Addr,
     dst: &Addr,
+    hops: Hops,
 ) -> Result<Diff, Failure> {
     let diff = Diff::NONE
         .words(&flow.outer_src.words, &src.words)
         .words(&flow.outer_dst.words, &dst.words);
     match flow.family() {
         Family::V4 => {
-            written(store_addresses(
-                packet,
-                Family::V4,
-                flow.network,
-                src,
-                dst,
-                Store::Balanced,
-            ))?;
-            written(packet.update_l3(flow.network + 10, diff))?;
+            let place = flow.network + 8;
+            let [left, protocol, a, b] = packet.load(place).ok_or(Failure::NotWritten)?;
+            let now_left = hops.after(left)?;
+            let first = |left| u16::from_ne_bytes([left, protocol]);
+            let checksum = updated(
+                u16::from_ne_bytes([a, b]),
+                diff.half(first(left), first(now_left)),
+            );
+            let [a, b] = checksum.to_ne_bytes();
+            let words = [
+                [now_left, protocol, a, b],
+                src.words[3].to_ne_bytes(),
+                dst.words[3].to_ne_bytes(),
+            ];
+            let bytes: &[u8; 12] = fixed(words.as_flattened())?;
+            written(packet.store(place, bytes, Store::Balanced))?;
         }
-        Family::V6 => written(store_addresses(
-            packet,
-            Family::V6,
-            flow.network,
-            src,
-            dst,
-            Store::Counted,
-        ))?,
+        Family::V6 => {
+            let place = flow.network + 7;
+            let [left] = packet.load(place).ok_or(Failure::NotWritten)?;
+            let mut bytes = [0; 33];
+            bytes[0] = hops.after(left)?;
+            bytes[1..17].copy_from_slice(&octets(src));
+            bytes[17..].copy_from_slice(&octets(dst));
+            // Nothing balances it: where a sum over the whole packet was made, it has to know.
+            written(packet.store(place, &bytes, Store::Counted))?;
+        }
     }
     Ok(diff)
 }
 
+/// A slice as the array that it is.
+#[inline(always)]
+fn fixed<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], Failure> {
+    bytes.try_into().map_err(|_| Failure::NotWritten)
+}
+
 /// Makes of the packet that `flow` describes what `to` says. Not for ICMP errors.
 #[inline(always)]
-pub fn apply(packet: &mut impl Packet, flow: &Flow, to: &FlowEntry) -> Result<(), Failure> {
+pub fn apply(
+    packet: &mut impl Packet,
+    flow: &Flow,
+    to: &FlowEntry,
+    hops: Hops,
+) -> Result<(), Failure> {
     let Some(protocol) = flow.protocol() else {
         return Err(Failure::NotWritten);
     };
@@ -124,7 +146,7 @@ pub fn apply(packet: &mut impl Packet, flow: &Flow, to: &FlowEntry) -> Result<()
     {
         return Err(Failure::SctpFragment);
     }
-    let addresses = outer_addresses(packet, flow, &to.src.addr, &to.dst.addr)?;
+    let addresses = outer_header(packet, flow, &to.src.addr, &to.dst.addr, hops)?;
     if !has_ports {
         return Ok(());
     }
@@ -200,33 +222,4 @@ pub fn is_at_its_end(packet: &impl Packet, flow: &Flow) -> Result<bool, Failure>
         };
     let [left] = packet.load(place).ok_or(Failure::NotWritten)?;
     Ok(left <= 1)
-}
-
-/// One hop less to live: `false` if that was the last, and nothing is changed.
-#[inline(always)]
-pub fn age(packet: &mut impl Packet, flow: &Flow) -> Result<bool, Failure> {
-    match flow.family() {
-        Family::V4 => {
-            // With the protocol, to be at an even offset for the checksum.
-            let place = flow.network + 8;
-            let old: [u8; 2] = packet.load(place).ok_or(Failure::NotWritten)?;
-            if old[0] <= 1 {
-                return Ok(false);
-            }
-            let new = [old[0] - 1, old[1]];
-            written(packet.store(place, &new, Store::Balanced))?;
-            let diff = Diff::NONE.half(u16::from_ne_bytes(old), u16::from_ne_bytes(new));
-            written(packet.update_l3(flow.network + 10, diff))?;
-        }
-        Family::V6 => {
-            let place = flow.network + 7;
-            let [old] = packet.load(place).ok_or(Failure::NotWritten)?;
-            if old <= 1 {
-                return Ok(false);
-            }
-            // Nothing balances it: where a sum over the whole packet was made, it has to know.
-            written(packet.store(place, &[old - 1], Store::Counted))?;
-        }
-    }
-    Ok(true)
 }

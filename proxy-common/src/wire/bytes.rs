@@ -65,10 +65,6 @@ impl Packet for Bytes {
         }
     }
 
-    fn update_l3(&mut self, offset: u32, diff: Diff) -> bool {
-        self.field(offset, |sum| updated(sum, diff))
-    }
-
     fn update_l4(&mut self, offset: u32, diff: Diff, covered: Covered, zero_is_none: bool) -> bool {
         let partial = self.partial;
         self.field(offset, |old| {

@@ -38,10 +38,6 @@ pub trait Packet {
     #[must_use]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], how: Store) -> bool;
 
-    /// Updates the checksum at `offset` that covers nothing but what it stands in (IPv4's header).
-    #[must_use]
-    fn update_l3(&mut self, offset: u32, diff: Diff) -> bool;
-
     /// Updates the checksum of a transport protocol at `offset`. With `zero_is_none` a field of 0
     /// means that there is no checksum: it stays 0, and no other value becomes 0 (UDP).
     #[must_use]

@@ -12,10 +12,9 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-        bpf_skc_lookup_tcp,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
@@ -147,12 +146,6 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn update_l3(&mut self, offset: u32, diff: Diff) -> bool {
-        // SAFETY: plain helper call. Size 0 means that `to` is a difference.
-        unsafe { bpf_l3_csum_replace(self.0, offset, 0, u64::from(diff.0), 0) == 0 }
-    }
-
-    #[inline(always)]
     fn update_l4(&mut self, offset: u32, diff: Diff, covered: Covered, zero_is_none: bool) -> bool {
         let mut flags = match covered {
             Covered::PseudoHeader => u64::from(BPF_F_PSEUDO_HDR),
@@ -161,7 +154,7 @@ impl Packet for Skb {
         if zero_is_none {
             flags |= u64::from(BPF_F_MARK_MANGLED_0);
         }
-        // SAFETY: see `update_l3`.
+        // SAFETY: plain helper call. Size 0 means that `to` is a difference.
         unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(diff.0), flags) == 0 }
     }
 

@@ -156,7 +156,7 @@ fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
 /// A world with one way from the client to the server.
 struct Ground {
     // Stops before its world goes.
-    _agent: Option<Agent>,
+    agent: Option<Agent>,
     _manifests: ManifestDir,
     side: Side,
     world: World,
@@ -209,7 +209,7 @@ impl Ground {
             }
         }
         let ground = Self {
-            _agent: agent,
+            agent,
             _manifests: manifests,
             side,
             world,
@@ -256,6 +256,9 @@ impl Ground {
                 "{name}, {}: {failed} failed, {done} did not",
                 self.side.name()
             );
+            if let Some(agent) = &self.agent {
+                eprintln!("{}", agent.status()?["counters"]);
+            }
         }
         // What was sent may have been lost on the way.
         let done = if case.kind == LoadKind::UdpSend {
