@@ -2,12 +2,19 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Ingested, LABEL_ZONE};
+use super::{Ingested, LABEL_ZONE, TAINT_TO_BE_DELETED};
 use crate::model::{Event, Family, Node};
 
-/// Only the agent's own Node matters, and of it the zone and the addresses (`pkg/proxy/node.go`).
+/// Only the agent's own Node matters, and of it the zone, the addresses, and whether it stays
+/// (`pkg/proxy/node.go`).
 pub fn node(node: core::Node, own_name: &str) -> Ingested {
     let own = node.metadata.name.as_deref() == Some(own_name);
+    let taints = node.spec.and_then(|spec| spec.taints);
+    let leaves = node.metadata.deletion_timestamp.is_some()
+        || taints
+            .into_iter()
+            .flatten()
+            .any(|taint| taint.key == TAINT_TO_BE_DELETED);
     let addresses = node.status.and_then(|status| status.addresses);
     let mut internal_ips: Vec<IpAddr> = Vec::new();
     for address in addresses.into_iter().flatten() {
@@ -33,6 +40,7 @@ pub fn node(node: core::Node, own_name: &str) -> Ingested {
                 name: own_name.into(),
                 zone: zone.map(Into::into),
                 internal_ips,
+                eligible: Some(!leaves),
             })
         }),
         problems: Vec::new(),
@@ -60,16 +68,17 @@ mod tests {
 
     #[test]
     fn the_zone_is_the_label_and_an_empty_one_is_none() {
-        let zone = |zone: &str| {
+        let zone = |zone: Option<&str>| {
             Some(Event::NodeChanged(Node {
                 name: "n1".into(),
-                zone: Some(zone.into()),
-                internal_ips: Vec::new(),
+                zone: zone.map(Into::into),
+                eligible: Some(true),
+                ..Node::default()
             }))
         };
-        assert_eq!(ingest(json!({LABEL_ZONE: "a"})), zone("a"));
-        assert_eq!(ingest(json!({LABEL_ZONE: ""})), Some(node_gone("n1")));
-        assert_eq!(ingest(json!({})), Some(node_gone("n1")));
+        assert_eq!(ingest(json!({LABEL_ZONE: "a"})), zone(Some("a")));
+        assert_eq!(ingest(json!({LABEL_ZONE: ""})), zone(None));
+        assert_eq!(ingest(json!({})), zone(None));
     }
 
     #[test]
@@ -89,6 +98,30 @@ mod tests {
             .map(|ip| ip.parse().expect("an IP"))
             .into();
         assert_eq!(ours.internal_ips, wanted);
+    }
+
+    #[test]
+    fn w3_a_node_that_is_deleted_or_about_to_be_is_not_eligible() {
+        let eligible = |object: serde_json::Value| {
+            let ours = node(serde_json::from_value(object).expect("a Node"), "n1");
+            let Some(Event::NodeChanged(ours)) = ours.event else {
+                panic!("{ours:?}");
+            };
+            ours.eligible
+        };
+        let tainted = |key: &str| {
+            json!({"metadata": {"name": "n1"}, "spec": {"taints": [
+                {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"},
+                {"key": key, "effect": "NoSchedule"},
+            ]}, "status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+        };
+        assert_eq!(eligible(tainted("other")), Some(true));
+        assert_eq!(eligible(tainted(TAINT_TO_BE_DELETED)), Some(false));
+        let deleted =
+            json!({"metadata": {"name": "n1", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        assert_eq!(eligible(deleted), Some(false));
+        let gone = node_gone("n1");
+        assert!(matches!(gone, Event::NodeChanged(Node { eligible: None, .. })));
     }
 
     #[test]
