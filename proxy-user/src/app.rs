@@ -18,6 +18,7 @@ use crate::{
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
+    surfaces::{Surfaces, SurfacesConfig},
     sync::{Outcome, Syncer},
     watch,
 };
@@ -37,6 +38,7 @@ pub struct Config {
     pub cgroup_root: PathBuf,
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
+    pub surfaces: SurfacesConfig,
 }
 
 /// Events that wait; a source that is faster than the maps is slowed down, not buffered.
@@ -53,7 +55,8 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     tokio::spawn(watch::node_addr::run(events.clone()));
-    let mut source = start_source(&config, events).await?;
+    let (mut source, client) = start_source(&config, events).await?;
+    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, client).await?;
 
     let features = Features::probe();
     let pins = Pins::new(&config.bpffs_root);
@@ -92,6 +95,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     };
     let model = Model::new(node, config.node_ports.clone());
     let redialer = pins.open_store()?;
+    surfaces.set_store(pins.open_store()?);
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
         loaded,
@@ -99,6 +103,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         received,
         grace: None,
         redial: Redial::Idle(Box::new(redialer)),
+        surfaces,
     };
     tokio::select! {
         result = agent.run() => result,
@@ -142,10 +147,13 @@ fn stopped(signal: &str) -> Result<(), CliError> {
     Ok(())
 }
 
+type SourceTask = JoinHandle<Result<(), CliError>>;
+
+/// With an API server, also a client for what is to be told there.
 async fn start_source(
     config: &Config,
     events: mpsc::Sender<Event>,
-) -> Result<JoinHandle<Result<(), CliError>>, CliError> {
+) -> Result<(SourceTask, Option<kube::Client>), CliError> {
     let node_name = config.node_name.clone();
     Ok(match &config.source {
         Source::Manifests(directory) => {
@@ -153,20 +161,24 @@ async fn start_source(
             // Before anything is put into the kernel.
             watch::file::check(&directory)?;
             log::info!("source: the manifests in {}", directory.display());
-            tokio::spawn(async move {
+            let task = tokio::spawn(async move {
                 watch::file::run(directory, node_name, events)
                     .await
                     .map_err(CliError::from)
-            })
+            });
+            (task, None)
         }
         Source::Kubernetes(kubeconfig) => {
             let cluster = watch::kube::client_config(kubeconfig.as_deref()).await?;
             log::info!("source: the API server {}", cluster.cluster_url);
-            tokio::spawn(async move {
-                watch::kube::run(cluster, node_name, events)
+            let client = watch::kube::client(cluster)?;
+            let watching = client.clone();
+            let task = tokio::spawn(async move {
+                watch::kube::run(watching, node_name, events)
                     .await
                     .map_err(CliError::from)
-            })
+            });
+            (task, Some(client))
         }
     })
 }
@@ -179,6 +191,7 @@ struct Agent {
     /// The grace period that is running.
     grace: Option<JoinHandle<Epoch>>,
     redial: Redial,
+    surfaces: Surfaces,
 }
 
 /// One pass over the UDP sockets at a time.
@@ -197,30 +210,41 @@ impl Agent {
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let outcome = tokio::select! {
+            let mut outcome = tokio::select! {
                 event = self.received.recv() => {
                     let Some(event) = event else {
                         // The source has ended, and its task says why.
                         return std::future::pending().await;
                     };
-                    self.syncer.apply(event);
+                    self.apply(event);
                     for _ in 1..BATCH {
                         match self.received.try_recv() {
-                            Ok(event) => self.syncer.apply(event),
+                            Ok(event) => self.apply(event),
                             Err(_) => break,
                         }
                     }
-                    self.syncer.sync()
+                    self.sync()
                 }
                 epoch = finished(&mut self.grace) => {
                     self.grace = None;
                     self.syncer.passed(epoch)
                 }
                 () = self.redial.finished() => Outcome::default(),
-                _ = retry.tick(), if self.syncer.has_retries() => self.syncer.sync(),
+                _ = retry.tick(), if self.syncer.has_retries() => self.sync(),
             };
+            self.surfaces.after_sync(&mut outcome, &self.syncer);
             self.after(&outcome)?;
         }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.surfaces.received(&event);
+        self.syncer.apply(event);
+    }
+
+    fn sync(&mut self) -> Outcome {
+        self.surfaces.before_sync(&self.syncer);
+        self.syncer.sync()
     }
 
     fn after(&mut self, outcome: &Outcome) -> Result<(), CliError> {

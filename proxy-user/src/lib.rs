@@ -3,11 +3,16 @@
 
 pub mod app;
 pub mod cli;
+mod events;
+mod health;
 pub mod loader;
 pub mod maps;
+mod metrics;
 pub mod model;
 pub mod plan;
 pub mod redial;
+mod server;
 pub mod status;
+pub mod surfaces;
 pub mod sync;
 pub mod watch;

@@ -13,6 +13,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
 pub mod demo;
+pub mod http;
 mod layout;
 pub mod manifests;
 pub mod netns;

@@ -64,6 +64,9 @@ pub enum CliError {
         what: &'static str,
         source: std::io::Error,
     },
+    /// With --bind-address-hard-fail.
+    #[error("{0}")]
+    Listen(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -74,7 +77,12 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::Preflight(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
-            Self::Load(_) | Self::Pin(_) | Self::Store(_) | Self::Source(_) | Self::Io { .. } => 1,
+            Self::Load(_)
+            | Self::Pin(_)
+            | Self::Store(_)
+            | Self::Source(_)
+            | Self::Listen(_)
+            | Self::Io { .. } => 1,
         }
     }
 }

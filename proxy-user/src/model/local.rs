@@ -55,6 +55,14 @@ pub struct WithoutLocal {
     pub external: u32,
 }
 
+impl WithoutLocal {
+    /// In a sum over Services, what one of them adds.
+    pub fn replace(&mut self, before: Self, now: Self) {
+        self.internal = self.internal - before.internal + now.internal;
+        self.external = self.external - before.external + now.external;
+    }
+}
+
 impl LocalState {
     /// Costs what the Service's own endpoints cost, and nothing where no policy is Local.
     pub(super) fn of(
@@ -76,9 +84,12 @@ impl LocalState {
 }
 
 fn families(service: &Service) -> impl Iterator<Item = Family> {
-    Family::BOTH
-        .into_iter()
-        .filter(|family| service.cluster_ips.iter().any(|ip| Family::of(ip) == *family))
+    Family::BOTH.into_iter().filter(|family| {
+        service
+            .cluster_ips
+            .iter()
+            .any(|ip| Family::of(ip) == *family)
+    })
 }
 
 /// `LocalReadyEndpoints` in `pkg/proxy/endpointschangetracker.go`: whatever the port, and without the
@@ -125,7 +136,10 @@ fn without_local(
             let merged = merge(slices.values(), &port.name, port.protocol, family);
             let usable =
                 |endpoint: &Endpoint| endpoint.ready || endpoint.serving && endpoint.terminating;
-            let mut usable = merged.values().filter(|endpoint| usable(endpoint)).peekable();
+            let mut usable = merged
+                .values()
+                .filter(|endpoint| usable(endpoint))
+                .peekable();
             let missing =
                 usable.peek().is_some() && !usable.any(|endpoint| policy::is_local(endpoint, node));
             internal |= missing && service.internal_policy == local;

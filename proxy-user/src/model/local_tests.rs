@@ -77,14 +77,27 @@ fn an_endpoint_counts_once_whatever_its_ports_and_slices() {
     let ports = [("a", 8080), ("b", 8443)];
     assert_eq!(
         counts([
-            slice("1", "IPv4", &ports, &["10.1.0.1 n1 1 1 0", "10.1.0.2 n1 1 1 0"]),
-            slice("2", "IPv4", &ports[..1], &["10.1.0.1 n1 1 1 0", "10.2.0.1 n2 1 1 0"]),
+            slice(
+                "1",
+                "IPv4",
+                &ports,
+                &["10.1.0.1 n1 1 1 0", "10.1.0.2 n1 1 1 0"]
+            ),
+            slice(
+                "2",
+                "IPv4",
+                &ports[..1],
+                &["10.1.0.1 n1 1 1 0", "10.2.0.1 n2 1 1 0"]
+            ),
             slice("3", "IPv6", &ports, &["fd01::1 n1 1 1 0"]),
         ]),
         (2, 1)
     );
     // Without a port there is nothing to reach.
-    assert_eq!(counts([slice("1", "IPv4", &[], &["10.1.0.1 n1 1 1 0"])]), (0, 0));
+    assert_eq!(
+        counts([slice("1", "IPv4", &[], &["10.1.0.1 n1 1 1 0"])]),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -117,7 +130,9 @@ fn only_a_load_balancer_with_a_local_policy_has_a_health_check() {
     let has = |spec: Value| state([service(spec)]).health_check.is_some();
     assert!(has(json!({})));
     assert!(!has(json!({"type": "NodePort"})));
-    assert!(!has(json!({"type": "ClusterIP", "externalIPs": ["192.0.2.1"]})));
+    assert!(!has(
+        json!({"type": "ClusterIP", "externalIPs": ["192.0.2.1"]})
+    ));
     assert!(!has(json!({"externalTrafficPolicy": "Cluster"})));
     assert!(!has(json!({"healthCheckNodePort": 0})));
     assert!(!has(json!({"healthCheckNodePort": 70000})));
@@ -134,7 +149,10 @@ fn test_no_endpoints_metric() {
     // Only `a` can be dialled from outside.
     assert_eq!(found(both(), &["10.2.0.1 n2 1 1 0"]), (2, 1));
     assert_eq!(found(json!({}), &["10.2.0.1 n2 1 1 0"]), (0, 1));
-    assert_eq!(found(both(), &["10.2.0.1 n2 1 1 0", "10.1.0.1 n1 0 1 1"]), (0, 0));
+    assert_eq!(
+        found(both(), &["10.2.0.1 n2 1 1 0", "10.1.0.1 n1 0 1 1"]),
+        (0, 0)
+    );
     assert_eq!(found(both(), &["10.2.0.1 n2 0 0 1"]), (0, 0));
     assert_eq!(found(both(), &[]), (0, 0));
     let neither = json!({"externalTrafficPolicy": "Cluster"});

@@ -166,7 +166,10 @@ mod tests {
             let scope = NodePortScope::parse(scope).unwrap();
             scope.listen_addresses(&scope.select(&ips(&LOCAL), &node), &node)
         };
-        assert_eq!(listen(&["primary"], &["192.168.0.2"]), ips(&["192.168.0.2"]));
+        assert_eq!(
+            listen(&["primary"], &["192.168.0.2"]),
+            ips(&["192.168.0.2"])
+        );
         assert_eq!(listen(&["primary"], &[]), ips(&["0.0.0.0", "::"]));
         assert_eq!(
             listen(&["10.0.0.0/8"], &["192.168.0.2"]),

@@ -12,8 +12,7 @@ use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use super::{
     Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node, NodePortScope,
-    ObjectName,
-    PortKey, PortSnapshot, Scope, Service, ServicePort, TrafficPolicy,
+    ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, TrafficPolicy,
     claims::{Claim, Claims},
     policy,
 };
@@ -148,7 +147,7 @@ impl Model {
                 slices,
                 ..
             }) => LocalState::of(service, slices, &self.node),
-            _ => LocalState::default(),
+            Some(_) | None => LocalState::default(),
         }
     }
 

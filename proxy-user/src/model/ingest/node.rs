@@ -121,7 +121,10 @@ mod tests {
             json!({"metadata": {"name": "n1", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
         assert_eq!(eligible(deleted), Some(false));
         let gone = node_gone("n1");
-        assert!(matches!(gone, Event::NodeChanged(Node { eligible: None, .. })));
+        assert!(matches!(
+            gone,
+            Event::NodeChanged(Node { eligible: None, .. })
+        ));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn service(service: core::Service) -> Ingested {
                 port,
                 uid: service.metadata.uid.as_deref().unwrap_or_default().into(),
             }),
-        _ => None,
+        Some(_) | None => None,
     };
     let service = Service {
         created_secs: created_secs(&service.metadata),

@@ -8,8 +8,8 @@ use k8s_openapi::{
 use proxy_common::abi::Protocol;
 
 use super::{
-    ANNOTATION_TRIGGERED, Ingested, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, Problems, Reason, address,
-    has_label, object_name,
+    ANNOTATION_TRIGGERED, Ingested, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, Problems,
+    Reason, address, has_label, object_name,
 };
 use crate::model::{Endpoint, EndpointSlice, Event, Family, ObjectName, SlicePort};
 
