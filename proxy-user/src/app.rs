@@ -56,7 +56,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     tokio::spawn(watch::node_addr::run(events.clone()));
     let (mut source, client) = start_source(&config, events).await?;
-    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, client).await?;
+    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, client)?;
 
     let features = Features::probe();
     let pins = Pins::new(&config.bpffs_root);

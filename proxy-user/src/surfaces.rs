@@ -56,8 +56,8 @@ pub(crate) struct Surfaces {
 }
 
 impl Surfaces {
-    /// Fails only with `hard_fail`.
-    pub(crate) async fn start(
+    /// Fails only with `hard_fail`. To be called on a runtime.
+    pub(crate) fn start(
         config: &SurfacesConfig,
         node_name: &str,
         client: Option<kube::Client>,

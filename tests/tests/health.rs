@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
-    EndpointSlice, Node, Service, Source, World,
+    EndpointSlice, ManifestDir, Node, Service, Source, World,
     apiserver::ApiServer,
     cluster::{self, Cluster, kubeconfig},
     http::{Reply, ask, get, is_refused},
@@ -524,7 +524,8 @@ fn p9_the_start_is_told_and_an_api_that_takes_no_events_holds_nothing_up() -> Re
 fn p10_an_address_that_is_taken_ends_the_agent_only_if_it_should() -> Result<()> {
     let world = World::builder().node("node-a", ["client"]).build()?;
     let node = world.node("node-a");
-    let source = || Source::Manifests(world.dir().to_owned());
+    let manifests = ManifestDir::new()?;
+    let source = || Source::Manifests(manifests.path().to_owned());
     let to = SocketAddr::new(node.ip4(), 10300);
     let taken = node.netns().enter(|| TcpListener::bind(to))??;
     let address = to.to_string();
@@ -558,7 +559,8 @@ fn p10_an_address_that_is_taken_ends_the_agent_only_if_it_should() -> Result<()>
 fn a_bind_address_that_is_none_is_refused_as_wrong_use() -> Result<()> {
     let world = World::builder().node("node-a", ["client"]).build()?;
     let node = world.node("node-a");
-    let source = Source::Manifests(world.dir().to_owned());
+    let manifests = ManifestDir::new()?;
+    let source = Source::Manifests(manifests.path().to_owned());
     let extra = ["--metrics-bind-address", "localhost:10249"];
     let mut agent = node.start_agent_with(source, &extra)?;
     ensure!(agent.wait_exit(PATIENCE)?.code() == Some(2));
