@@ -13,6 +13,7 @@ use proxy_common::{
         UdpFlowKey,
     },
     datapath::path::Work,
+    wire::packet::MAX_SUM,
 };
 
 /// Whether the kernel has bpf_set_retval (5.18). A constant of the loaded program: on kernels
@@ -89,3 +90,14 @@ pub(crate) static SERVICE_NETS: LpmTrie<Addr, u32, 64> = LpmTrie::new();
 /// The packet in hand. TC programs run with bottom halves off: none interrupts another on its CPU.
 #[btf_map(name = "KP_WORK")]
 pub(crate) static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+/// What answering packets needs, on each CPU.
+#[repr(C)]
+pub(crate) struct Answers {
+    pub(crate) next_ns: u64,
+    /// Bytes that are summed up.
+    pub(crate) scratch: [u8; MAX_SUM as usize],
+}
+
+#[btf_map(name = "KP_ANSWERS")]
+pub(crate) static ANSWERS: PerCpuArray<Answers, 1> = PerCpuArray::new();

@@ -1,19 +1,25 @@
 //! The agent: wires source, syncer and kernel together, and lives until it is told to stop.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use proxy_common::abi::PortRange;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{Notify, mpsc, oneshot, watch as latest},
     task::JoinHandle,
 };
 
 use crate::{
     cli::CliError,
-    loader::{self, Features, Loaded, Pins, Sizes},
+    devices::{Choice, Facts},
+    expiry,
+    keeper::{Inputs, Keeper},
+    loader::{self, Claim, Features, Loaded, Mechanism, PinError, Pins, Removed, Sizes, TcAttach},
     maps::{Capacity, MapStore as _, bpf::BpfStore},
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
@@ -39,6 +45,9 @@ pub struct Config {
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
     pub surfaces: SurfacesConfig,
+    pub devices: Choice,
+    pub tc_attach: TcAttach,
+    pub snat_ports: PortRange,
 }
 
 /// Events that wait; a source that is faster than the maps is slowed down, not buffered.
@@ -54,13 +63,25 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
     let (events, received) = mpsc::channel(EVENT_QUEUE);
-    tokio::spawn(watch::node_addr::run(events.clone()));
+    let (facts, seen_facts) = latest::channel(Facts::default());
+    let filters = Arc::new(Notify::new());
+    tokio::spawn(watch::node_net::run(watch::node_net::Listeners {
+        events: events.clone(),
+        facts,
+        filters: Arc::clone(&filters),
+    }));
     let (mut source, client) = start_source(&config, events).await?;
     let surfaces = Surfaces::start(&config.surfaces, &config.node_name, client)?;
 
     let features = Features::probe();
+    let mechanism = config.tc_attach.by(features).ok_or_else(|| {
+        CliError::Usage(
+            "--tc-attach tcx: this kernel has no links for devices (Linux 6.6 has); use auto or clsact"
+                .to_owned(),
+        )
+    })?;
     let pins = Pins::new(&config.bpffs_root);
-    let (loaded, store) = loader::load(&pins, features, &config.sizes)?;
+    let (loaded, store) = loader::load(&pins, features, &config.sizes, config.snat_ports)?;
     log::info!(
         "node {}: cgroup {}, pins {}, about {} MiB of maps, refusal by {}",
         config.node_name,
@@ -83,7 +104,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     if !observed.frontends.is_empty() {
         log::info!(
             "adopting {} frontends and {} backends of an earlier agent",
-            observed.frontends.len(),
+            observed.frontend_count(),
             observed.backends.len()
         );
     }
@@ -96,9 +117,19 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     let model = Model::new(node, config.node_ports.clone());
     let redialer = pins.open_store()?;
     surfaces.set_store(pins.open_store()?);
+    let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
-        loaded,
+        packet: Packet::Waiting(Box::new(Start {
+            loaded,
+            mechanism,
+            inputs: Inputs {
+                facts: seen_facts,
+                internal_ips: seen_internal_ips,
+                filters,
+            },
+        })),
+        internal_ips,
         config,
         received,
         grace: None,
@@ -185,13 +216,38 @@ async fn start_source(
 
 struct Agent {
     syncer: Syncer<BpfStore>,
-    loaded: Loaded,
+    packet: Packet,
+    /// Tells the packet path.
+    internal_ips: latest::Sender<Vec<IpAddr>>,
     config: Config,
     received: mpsc::Receiver<Event>,
     /// The grace period that is running.
     grace: Option<JoinHandle<Epoch>>,
     redial: Redial,
     surfaces: Surfaces,
+}
+
+/// What begins with the first sync.
+struct Start {
+    loaded: Loaded,
+    mechanism: Mechanism,
+    inputs: Inputs,
+}
+
+enum Packet {
+    /// For the first sync.
+    Waiting(Box<Start>),
+    /// The packet path is being put onto devices for the first time; then what is left of agents of
+    /// other versions goes.
+    Attaching {
+        claim: Claim,
+        attached: oneshot::Receiver<()>,
+    },
+    Running {
+        _claim: Claim,
+    },
+    /// Between two states; never seen.
+    Moving,
 }
 
 /// One pass over the UDP sockets at a time.
@@ -230,6 +286,7 @@ impl Agent {
                     self.syncer.passed(epoch)
                 }
                 () = self.redial.finished() => Outcome::default(),
+                () = self.packet.attached() => Outcome::default(),
                 _ = retry.tick(), if self.syncer.has_retries() => self.sync(),
             };
             self.surfaces.after_sync(&mut outcome, &self.syncer);
@@ -248,8 +305,16 @@ impl Agent {
     }
 
     fn after(&mut self, outcome: &Outcome) -> Result<(), CliError> {
+        let internal_ips = self.syncer.model().internal_ips();
+        self.internal_ips.send_if_modified(|known| {
+            let differs = known != internal_ips;
+            if differs {
+                *known = internal_ips.to_vec();
+            }
+            differs
+        });
         if outcome.first {
-            let attached = self.loaded.attach(&self.config.cgroup_root)?;
+            let attached = self.packet.start(&self.config)?;
             log::info!(
                 "first sync done: {} Services, {} steps, {} programs attached",
                 self.syncer.model().service_count(),
@@ -275,6 +340,63 @@ impl Agent {
             }));
         }
         Ok(())
+    }
+}
+
+impl Packet {
+    /// Attaches the socket programs, whose names it yields, and has the packet path put onto devices.
+    fn start(&mut self, config: &Config) -> Result<Vec<String>, CliError> {
+        let Self::Waiting(start) = std::mem::replace(self, Self::Moving) else {
+            return Ok(Vec::new());
+        };
+        let Start {
+            mut loaded,
+            mechanism,
+            inputs,
+        } = *start;
+        let names = loaded.attach(&config.cgroup_root)?;
+        let (claim, packet, flows) = loaded.into_packet_path(mechanism)?;
+        told(claim.retire_socket_links());
+        tokio::spawn(expiry::run(flows));
+        let keeper =
+            Keeper::new(packet, config.devices.clone()).map_err(|source| CliError::Io {
+                what: "netlink",
+                source,
+            })?;
+        let (done, attached) = oneshot::channel();
+        tokio::spawn(keeper.run(inputs, done));
+        *self = Self::Attaching { claim, attached };
+        Ok(names)
+    }
+
+    /// Returns once, after the first pass over the devices; never if that is not under way.
+    async fn attached(&mut self) {
+        let Self::Attaching { attached, .. } = self else {
+            return std::future::pending().await;
+        };
+        let _or_the_task_has_ended = attached.await;
+        if let Self::Attaching { mut claim, .. } = std::mem::replace(self, Self::Moving) {
+            told(claim.retire());
+            *self = Self::Running { _claim: claim };
+        }
+    }
+}
+
+/// What went of an agent of another version.
+fn told(retired: Result<Vec<Removed>, PinError>) {
+    match retired {
+        Ok(removed) => {
+            if let Some(first) = removed.first() {
+                log::info!(
+                    "removed {} pins of another version of kube-portal, such as {}",
+                    removed.len(),
+                    first.path.display()
+                );
+            }
+        }
+        Err(error) => log::warn!(
+            "what another version of kube-portal left can't be removed: {error}; `kube-portal cleanup` removes all"
+        ),
     }
 }
 

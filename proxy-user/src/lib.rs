@@ -3,8 +3,11 @@
 
 pub mod app;
 pub mod cli;
+pub mod devices;
 mod events;
+pub mod expiry;
 mod health;
+pub mod keeper;
 pub mod loader;
 pub mod maps;
 mod metrics;

@@ -193,6 +193,8 @@ impl Metrics {
             Event::ListStarted(_)
             | Event::Listed(_)
             | Event::NodeChanged(_)
+            | Event::ServiceCidrApplied(..)
+            | Event::ServiceCidrGone(_)
             | Event::LocalAddresses(_) => {}
         }
     }

@@ -1,25 +1,44 @@
 //! What the maps hold, in a form for people and for scripts.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
 };
 
 use comfy_table::{Table, presets};
-use proxy_common::abi::{ABI_VERSION, Counter, Empty, FrontendKind, Protocol, SockAddr};
+use proxy_common::abi::{
+    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Protocol, SockAddr,
+};
 use serde::Serialize;
 
-use crate::maps::{Capacity, Observed};
+use crate::{
+    loader::{Hook, OnDevice},
+    maps::{Capacity, Observed},
+    plan::address_of,
+};
 
 #[derive(Debug, Serialize)]
 pub struct Status {
     pub abi_version: u32,
     /// Programs whose link is pinned: they translate, agent or not.
     pub programs: Vec<String>,
+    /// Devices that run the packet path.
+    pub devices: Vec<DeviceStatus>,
     pub frontends: Vec<FrontendStatus>,
+    /// ServiceCIDRs: what is dialled there without being a ClusterIP is dropped.
+    pub service_nets: Vec<String>,
     pub maps: BTreeMap<&'static str, MapUse>,
     pub counters: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DeviceStatus {
+    pub index: u32,
+    pub name: String,
+    /// By which mechanism, `tcx` or `clsact`; `null` if nothing of ours runs there.
+    pub ingress: Option<&'static str>,
+    pub egress: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,6 +52,25 @@ pub struct FrontendStatus {
     /// `translate`, `refuse` (no endpoints), `drop` (policy Local, none here) or `damaged`.
     pub verdict: &'static str,
     pub backends: Vec<BackendStatus>,
+    /// What clients from outside get, if it is not the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outside: Option<OutsideStatus>,
+    /// Who else may dial it; absent: anyone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<RangesStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct OutsideStatus {
+    pub verdict: &'static str,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RangesStatus {
+    pub ranges: Vec<String>,
+    pub node_allowed: bool,
+    pub pods_allowed: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -42,6 +80,8 @@ pub struct BackendStatus {
     pub port: u16,
     /// Gets new connections; otherwise it only keeps the flows it has.
     pub chosen: bool,
+    /// On this node.
+    pub local: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,26 +113,31 @@ impl Status {
                     address: address.ip(),
                     port: address.port(),
                     chosen: slotted.contains(&id),
+                    local: backend.flags & Backend::LOCAL != 0,
                 });
         }
         for backends in by_service.values_mut() {
             backends.sort_by_key(|backend| (backend.address, backend.port));
         }
+        let list = |service: u32| {
+            let word = observed.words.get(&service).copied().unwrap_or_default();
+            let verdict = match (word.count(), word.empty()) {
+                (1.., _) => "translate",
+                (0, Empty::Refuse) => "refuse",
+                (0, Empty::Drop) => "drop",
+                (0, Empty::Unused) => "damaged",
+            };
+            (
+                verdict,
+                by_service.get(&service).cloned().unwrap_or_default(),
+            )
+        };
         let mut frontends: Vec<FrontendStatus> = observed
             .frontends
             .iter()
+            .filter(|(key, _)| address_of(key).is_none())
             .map(|(key, frontend)| {
-                let word = observed
-                    .words
-                    .get(&frontend.service)
-                    .copied()
-                    .unwrap_or_default();
-                let verdict = match (word.count(), word.empty()) {
-                    (1.., _) => "translate",
-                    (0, Empty::Refuse) => "refuse",
-                    (0, Empty::Drop) => "drop",
-                    (0, Empty::Unused) => "damaged",
-                };
+                let (verdict, backends) = list(frontend.service);
                 FrontendStatus {
                     address: key.addr.ip(),
                     port: u16::from_be(key.port_be),
@@ -104,10 +149,23 @@ impl Status {
                         .get(&frontend.service)
                         .map_or_else(|| "?".to_owned(), |name| name.text().into_owned()),
                     verdict,
-                    backends: by_service
-                        .get(&frontend.service)
-                        .cloned()
-                        .unwrap_or_default(),
+                    backends,
+                    outside: (frontend.outside_service != 0).then(|| {
+                        let (verdict, backends) = list(frontend.outside_service);
+                        OutsideStatus { verdict, backends }
+                    }),
+                    source_ranges: (frontend.flags & Frontend::SOURCE_RANGES != 0).then(|| {
+                        let ranges = observed.source_ranges.get(&frontend.service);
+                        RangesStatus {
+                            ranges: ranges
+                                .into_iter()
+                                .flatten()
+                                .map(ToString::to_string)
+                                .collect(),
+                            node_allowed: frontend.flags & Frontend::NODE_ALLOWED != 0,
+                            pods_allowed: frontend.flags & Frontend::PODS_ALLOWED != 0,
+                        }
+                    }),
                 }
             })
             .collect();
@@ -119,11 +177,18 @@ impl Status {
                 &b.protocol,
             ))
         });
+        let source_ranges = observed.source_ranges.values().map(BTreeSet::len).sum();
         let slots = observed.slots.values().map(Vec::len).sum();
         Self {
             abi_version: ABI_VERSION,
             programs,
+            devices: Vec::new(),
             frontends,
+            service_nets: observed
+                .service_nets
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             maps: BTreeMap::from([
                 (
                     "frontends",
@@ -135,6 +200,14 @@ impl Status {
                     map_use(observed.backends.len(), capacity.backends),
                 ),
                 ("slots", map_use(slots, capacity.slots)),
+                (
+                    "source_ranges",
+                    map_use(source_ranges, capacity.source_ranges),
+                ),
+                (
+                    "service_nets",
+                    map_use(observed.service_nets.len(), capacity.service_nets),
+                ),
                 ("sockets", map_use(sockets, socket_capacity)),
             ]),
             counters: counters
@@ -144,7 +217,33 @@ impl Status {
         }
     }
 
-    /// Three tables. `width` columns, if a terminal is watching.
+    /// What is on devices, and how many entries of flows (two each) there are and can be.
+    pub fn set_packet_path(
+        &mut self,
+        on_devices: &[OnDevice],
+        name: impl Fn(u32) -> String,
+        (flows, capacity): (usize, u32),
+    ) {
+        let mut devices: BTreeMap<u32, DeviceStatus> = BTreeMap::new();
+        for found in on_devices {
+            let device = devices
+                .entry(found.ifindex)
+                .or_insert_with(|| DeviceStatus {
+                    index: found.ifindex,
+                    name: name(found.ifindex),
+                    ingress: None,
+                    egress: None,
+                });
+            match found.hook {
+                Hook::Ingress => device.ingress = Some(found.mechanism.name()),
+                Hook::Egress => device.egress = Some(found.mechanism.name()),
+            }
+        }
+        self.devices = devices.into_values().collect();
+        self.maps.insert("flow entries", map_use(flows, capacity));
+    }
+
+    /// Three tables, and one of devices if there are any. `width` columns, if a terminal is watching.
     pub fn to_table(&self, width: Option<u16>) -> String {
         let mut out = String::new();
         let programs = match self.programs.len() {
@@ -152,6 +251,18 @@ impl Status {
             _ => self.programs.join(" "),
         };
         let _string_is_infallible = writeln!(out, "programs attached: {programs}\n");
+        if !self.devices.is_empty() {
+            let mut table = new_table(width, &["DEVICE", "INDEX", "INGRESS", "EGRESS"]);
+            for device in &self.devices {
+                table.add_row([
+                    device.name.clone(),
+                    device.index.to_string(),
+                    device.ingress.unwrap_or("-").to_owned(),
+                    device.egress.unwrap_or("-").to_owned(),
+                ]);
+            }
+            let _string_is_infallible = writeln!(out, "{table}\n");
+        }
         let mut table = new_table(width, &["FRONTEND", "PROTO", "KIND", "SERVICE", "BACKENDS"]);
         for frontend in &self.frontends {
             let chosen = frontend.backends.iter().filter(|b| b.chosen);

@@ -123,7 +123,9 @@ impl Surfaces {
             | Event::ServiceApplied(_)
             | Event::ServiceGone(_)
             | Event::SliceApplied(_)
-            | Event::SliceGone(_) => {}
+            | Event::SliceGone(_)
+            | Event::ServiceCidrApplied(..)
+            | Event::ServiceCidrGone(_) => {}
         }
     }
 

@@ -107,9 +107,13 @@ impl<S: MapStore> Syncer<S> {
             .iter()
             .map(|service| Change {
                 service: service.clone(),
+                addresses: self.model.cluster_ips(service),
                 ports: self.model.desired(service),
             })
             .collect();
+        if let Some(nets) = self.model.take_service_nets() {
+            self.planner.want_service_nets(nets);
+        }
         let mut plan = self.planner.plan(&changes);
         let refused = std::mem::take(&mut plan.refused);
         let udp_moved = udp_moved(&plan);

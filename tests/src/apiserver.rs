@@ -55,6 +55,8 @@ struct State {
     store: Store,
     gone: Gone,
     fail: Option<Failure>,
+    /// A resource that is not served, and the status its requests get.
+    withheld: Option<(String, u16)>,
     log: Vec<String>,
     /// Open connections, by how many cuts there had been when they were accepted.
     connections: BTreeMap<u64, usize>,
@@ -170,6 +172,11 @@ impl ApiServer {
     /// another or none is held.
     pub fn hold(&self, resource: Option<&str>) {
         self.shared.held.send_replace(resource.map(str::to_owned));
+    }
+
+    /// Answers every request for this resource with a status: an old server, or a role too small.
+    pub fn withhold(&self, resource: &str, status: u16) {
+        self.shared.state().withheld = Some((resource.to_owned(), status));
     }
 
     /// Answers the next `n` requests with a status.

@@ -71,6 +71,43 @@ impl Netns {
         ip_batch(&["-n", &self.name], lines).with_context(|| format!("in namespace {}", self.name))
     }
 
+    /// Runs lines of `bridge` commands in it.
+    pub fn bridge(&self, lines: &str) -> Result<()> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let options = ["-n", &self.name, "-batch", "-"];
+        feed("bridge", &options, lines)
+            .map(drop)
+            .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// Loads an nftables ruleset into it.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        // `ip netns exec` would do, but mounts a /sys of its own.
+        let options = [
+            &format!("--net={}", self.path().display()),
+            "nft",
+            "-f",
+            "-",
+        ];
+        feed("nsenter", &options, rules)
+            .map(drop)
+            .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// How many packets a named nftables counter of it has seen: `inet filter dropped`.
+    pub fn nft_counter(&self, counter: &str) -> Result<u64> {
+        let net = format!("--net={}", self.path().display());
+        let mut options = vec![net.as_str(), "nft", "list", "counter"];
+        options.extend(counter.split(' '));
+        let text = feed("nsenter", &options, "")?;
+        let packets = text
+            .split_once("packets ")
+            .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+        packets.with_context(|| format!("counter {counter} in {}: {text}", self.name))
+    }
+
     /// Sets sysctls of it, given as paths below /proc/sys/net.
     pub fn sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.enter(|| {
@@ -109,29 +146,40 @@ pub fn list() -> Vec<String> {
         .collect()
 }
 
+/// Runs lines of `ip` commands in the calling thread's namespace.
+pub fn ip_here(options: &[&str], lines: &str) -> Result<String> {
+    ip_batch(options, lines)
+}
+
 fn ip_batch(options: &[&str], lines: &str) -> Result<String> {
-    let mut child = Command::new("ip")
+    let options: Vec<&str> = options.iter().copied().chain(["-batch", "-"]).collect();
+    feed("ip", &options, lines)
+}
+
+/// Runs a program with this input, and yields what it printed.
+fn feed(program: &str, options: &[&str], lines: &str) -> Result<String> {
+    let mut child = Command::new(program)
         .args(options)
-        .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("run ip (is iproute2 installed?)")?;
-    // Taken, so that the pipe closes; `ip` answers little while it reads, no deadlock.
+        .with_context(|| format!("run {program} (is it installed? cargo xtask setup)"))?;
+    // Taken, so that the pipe closes; these answer little while they read, no deadlock.
     let written = child
         .stdin
         .take()
         .map(|mut stdin| stdin.write_all(lines.as_bytes()));
-    let output = child.wait_with_output().context("wait for ip")?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("wait for {program}"))?;
     if !output.status.success() {
-        bail!(
-            "ip: {}\n{lines}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        let reason = String::from_utf8_lossy(&output.stderr);
+        let shown: String = lines.lines().take(100).flat_map(|l| [l, "\n"]).collect();
+        bail!("{program}: {}\n{shown}", reason.trim());
     }
     if let Some(Err(error)) = written {
-        return Err(error).context("feed ip");
+        return Err(error).with_context(|| format!("feed {program}"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -5,13 +5,16 @@
 //!        |                               |
 //!        +---------------+---------------+
 //!                        |               |
-//!                node-a .50.1      node-b .50.2             routes, no NAT, no conntrack
+//!                node-a .50.1      node-b .50.2             routes (or VXLAN), no NAT, no conntrack
 //!                 |      |            |      |              veth, /32 and /128
 //!            10.1.1.2  10.1.1.3   10.1.2.2  10.1.2.3        fd10:1:<node>::<pod>
 //! ```
+//!
+//! The nodes' default route leads to the bridge, which answers nothing.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,14 +28,30 @@ use crate::netns::Netns;
 use crate::pod::{Place, Pod};
 use crate::residue;
 
-/// A pod to be: its name, and whether it is a guest.
-pub(crate) type PodPlan = (String, bool);
+/// A pod to be.
+#[derive(Debug)]
+pub(crate) struct PodPlan {
+    pub(crate) name: String,
+    pub(crate) guest: bool,
+    /// A link with this MTU, which its TCP does not tell.
+    pub(crate) narrow: Option<u16>,
+}
+
+/// A client to be.
+#[derive(Debug)]
+pub(crate) struct OutsidePlan {
+    pub(crate) name: String,
+    /// Behind a router, over a link with this MTU, which its TCP does not tell.
+    pub(crate) router_mtu: Option<u16>,
+}
 
 /// Says what a world consists of.
 #[derive(Debug, Default)]
 pub struct Builder {
-    nodes: Vec<(String, Vec<PodPlan>)>,
-    outside: Vec<String>,
+    pub(crate) nodes: Vec<(String, Vec<PodPlan>)>,
+    pub(crate) outside: Vec<OutsidePlan>,
+    pub(crate) vxlan: bool,
+    pub(crate) strict_rp_filter: bool,
 }
 
 impl Builder {
@@ -42,25 +61,70 @@ impl Builder {
         name: impl Into<String>,
         pods: impl IntoIterator<Item = S>,
     ) -> Self {
-        let pods = pods.into_iter().map(|pod| (pod.into(), false)).collect();
-        self.nodes.push((name.into(), pods));
+        let pods = pods.into_iter().map(|pod| PodPlan {
+            name: pod.into(),
+            guest: false,
+            narrow: None,
+        });
+        self.nodes.push((name.into(), pods.collect()));
         self
     }
 
     /// A pod of the node named last whose sockets its cgroup programs cannot see, as that of a
-    /// virtual machine: its processes are outside the node's cgroup. Panics without a node.
-    pub fn guest(mut self, name: impl Into<String>) -> Self {
-        let (_, pods) = self
-            .nodes
-            .last_mut()
-            .expect("a guest needs a node before it");
-        pods.push((name.into(), true));
+    /// virtual machine: its processes are outside the node's cgroup, and the node's end of its link
+    /// is called `guest<number>` instead of `pod<number>`. Panics without a node.
+    pub fn guest(self, name: impl Into<String>) -> Self {
+        self.pod(PodPlan {
+            name: name.into(),
+            guest: true,
+            narrow: None,
+        })
+    }
+
+    /// A pod of the node named last whose link has this MTU, though its TCP claims 1500: who sends
+    /// more has to learn it from the node's ICMP errors. Panics without a node.
+    pub fn narrow_pod(self, name: impl Into<String>, mtu: u16) -> Self {
+        self.pod(PodPlan {
+            name: name.into(),
+            guest: false,
+            narrow: Some(mtu),
+        })
+    }
+
+    fn pod(mut self, pod: PodPlan) -> Self {
+        let (_, pods) = self.nodes.last_mut().expect("a pod needs a node before it");
+        pods.push(pod);
         self
     }
 
     /// A client on the underlay that is no part of the cluster.
     pub fn outside(mut self, name: impl Into<String>) -> Self {
-        self.outside.push(name.into());
+        self.outside.push(OutsidePlan {
+            name: name.into(),
+            router_mtu: None,
+        });
+        self
+    }
+
+    /// A client behind a router that is on the underlay. The link between the two has this MTU,
+    /// though the client's TCP claims 1500: the router says so by ICMP errors.
+    pub fn outside_behind_router(mut self, name: impl Into<String>, mtu: u16) -> Self {
+        self.outside.push(OutsidePlan {
+            name: name.into(),
+            router_mtu: Some(mtu),
+        });
+        self
+    }
+
+    /// Pods of two nodes reach each other by VXLAN, as with flannel. Their MTU is 1450.
+    pub fn vxlan(mut self) -> Self {
+        self.vxlan = true;
+        self
+    }
+
+    /// Nodes drop IPv4 packets that came by another device than an answer would leave by.
+    pub fn strict_rp_filter(mut self) -> Self {
+        self.strict_rp_filter = true;
         self
     }
 
@@ -75,6 +139,8 @@ impl Builder {
 pub struct Node {
     name: String,
     host: Pod,
+    tunnel: Option<(Ipv4Addr, Ipv6Addr)>,
+    pods: Vec<String>,
     agent_place: Arc<Place>,
     bpffs: Bpffs,
     // Last: parents of the above.
@@ -95,6 +161,21 @@ impl Node {
     /// Its address on the underlay, IPv6.
     pub fn ip6(&self) -> IpAddr {
         self.host.ip6()
+    }
+
+    /// Its address toward the pods of other nodes: that of the VXLAN device, if there is one.
+    pub fn inner_ip4(&self) -> IpAddr {
+        self.tunnel.map_or(self.ip4(), |(ip4, _)| ip4.into())
+    }
+
+    /// The same, IPv6.
+    pub fn inner_ip6(&self) -> IpAddr {
+        self.tunnel.map_or(self.ip6(), |(_, ip6)| ip6.into())
+    }
+
+    /// Names of its pods.
+    pub fn pods(&self) -> &[String] {
+        &self.pods
     }
 
     /// A process on the node's own network, below the node's cgroup: a hostNetwork pod.
@@ -128,7 +209,9 @@ pub struct World {
     id: String,
     pods: BTreeMap<String, Pod>,
     nodes: Vec<Node>,
-    _underlay: Netns,
+    /// By the client behind it.
+    routers: BTreeMap<String, Netns>,
+    underlay: Netns,
     cgroup: Cgroup,
     run_dir: RunDir,
 }
@@ -159,6 +242,47 @@ impl World {
             .unwrap_or_else(|| panic!("no pod {name} in this world"))
     }
 
+    /// The node a pod (or the node's own network) is on; panics for a client outside.
+    pub fn node_of(&self, name: &str) -> &Node {
+        self.nodes
+            .iter()
+            .find(|node| node.name == name || node.pods.iter().any(|pod| pod == name))
+            .unwrap_or_else(|| panic!("no node has a pod {name}"))
+    }
+
+    /// A pod, a client, or the process on a node's own network, by name; panics when there is none.
+    pub fn place(&self, name: &str) -> &Pod {
+        self.nodes
+            .iter()
+            .find(|node| node.name == name)
+            .map_or_else(|| self.pod(name), Node::host)
+    }
+
+    /// Sends what a client outside (or the router before it) has for these addresses to a node, as a
+    /// load balancer or a static route does.
+    pub fn route(&self, client: &str, prefixes: &[&str], node: &str) -> Result<()> {
+        let node = self.node(node);
+        let mut lines = String::new();
+        for prefix in prefixes {
+            let via = if prefix.contains(':') {
+                node.ip6()
+            } else {
+                node.ip4()
+            };
+            let _ = writeln!(lines, "route replace {prefix} via {via}");
+        }
+        let netns = self.routers.get(client);
+        netns
+            .unwrap_or_else(|| self.pod(client).netns())
+            .ip(&lines)
+            .map(drop)
+    }
+
+    /// The bridge between all, which is also where the nodes' default route ends.
+    pub fn underlay(&self) -> &Netns {
+        &self.underlay
+    }
+
     /// All nodes, in the order they were named.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -179,7 +303,7 @@ impl World {
             bail!("needs root: use cargo xtask test");
         }
         residue::sweep();
-        let layout = Layout::of(plan.nodes, plan.outside)?;
+        let layout = Layout::of(plan)?;
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let id = format!(
             "{}-{}",
@@ -241,12 +365,20 @@ impl World {
                 bpffs: Bpffs::mount(run_dir.0.join(format!("bpf-{}", node.name)))?,
                 name: node.name.clone(),
                 host,
+                tunnel: layout.vxlan().then(|| node.tunnel_addresses()),
+                pods: node.pods.iter().map(|pod| pod.name.clone()).collect(),
                 cgroup,
             });
         }
+        let mut routers = BTreeMap::new();
         for client in &layout.outside {
+            if let Some(router) = &client.router {
+                let netns = next_ns()?;
+                client.configure_router(router, &netns, &layout)?;
+                routers.insert(client.name.clone(), netns);
+            }
             let netns = Arc::new(next_ns()?);
-            client.configure_outside(&netns, &layout)?;
+            client.configure(&netns, &layout)?;
             let cgroup = Cgroup::create(root.path().join(&client.name))?;
             let pod = Pod::new(
                 &client.name,
@@ -260,7 +392,8 @@ impl World {
             id,
             pods,
             nodes,
-            _underlay: underlay,
+            routers,
+            underlay,
             cgroup: root,
             run_dir,
         })

@@ -405,14 +405,15 @@ fn a_service_that_finds_no_room_is_told_and_comes_in_when_there_is() -> Result<(
     good_neighbour(&stage, "one", "10.96.0.71")?;
     good_neighbour(&stage, "two", "10.96.0.72")?;
     let source = tests::Source::Manifests(stage.manifests.path().to_owned());
+    // Each has a frontend and an address.
     stage
         .agent
-        .restart_with(source, &["--max-frontends", "2"])?;
+        .restart_with(source, &["--max-frontends", "4"])?;
     stage.agent.wait_ready(PATIENCE)?;
     reaches(&stage, "10.96.0.71", "backend-1")?;
     good_neighbour(&stage, "three", "10.96.0.73")?;
     stage.agent.wait_line(
-        &["ERROR", "Service default/three", "full", "2 of 2"],
+        &["ERROR", "Service default/three", "full", "4 of 4"],
         PATIENCE,
     )?;
     let line = stage
@@ -440,7 +441,7 @@ fn a_service_that_finds_no_room_is_told_and_comes_in_when_there_is() -> Result<(
     let parts = [
         WARN,
         "--max-frontends 200 has no effect",
-        "room for 2",
+        "room for 4",
         "kube-portal cleanup",
     ];
     stage.agent.wait_line(&parts, PATIENCE).map(drop)

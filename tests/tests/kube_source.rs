@@ -49,6 +49,7 @@ struct Source {
     /// Service name to its address.
     services: BTreeMap<String, String>,
     slices: BTreeSet<String>,
+    service_cidrs: BTreeMap<String, String>,
     zone: Option<String>,
     /// What the list in progress has not brought so far.
     unseen: BTreeMap<Kind, BTreeSet<String>>,
@@ -79,6 +80,7 @@ impl Source {
             task,
             services: BTreeMap::new(),
             slices: BTreeSet::new(),
+            service_cidrs: BTreeMap::new(),
             zone: None,
             unseen: BTreeMap::new(),
             lists: BTreeMap::new(),
@@ -130,6 +132,7 @@ impl Source {
                 let known = match kind {
                     Kind::Service => self.services.keys().cloned().collect(),
                     Kind::EndpointSlice => self.slices.clone(),
+                    Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
                 };
                 self.unseen.insert(kind, known);
             }
@@ -138,6 +141,7 @@ impl Source {
                     match kind {
                         Kind::Service => drop(self.services.remove(&gone)),
                         Kind::EndpointSlice => drop(self.slices.remove(&gone)),
+                        Kind::ServiceCidr => drop(self.service_cidrs.remove(&gone)),
                     }
                 }
                 *self.lists.entry(kind).or_default() += 1;
@@ -163,6 +167,12 @@ impl Source {
             Event::SliceGone(gone) => {
                 self.slices.remove(&name(&gone));
             }
+            Event::ServiceCidrApplied(name, nets) => {
+                self.see(Kind::ServiceCidr, &ObjectName::new("", &name));
+                let nets: Vec<String> = nets.iter().map(ToString::to_string).collect();
+                self.service_cidrs.insert(name.to_string(), nets.join(" "));
+            }
+            Event::ServiceCidrGone(name) => drop(self.service_cidrs.remove(&*name)),
             Event::LocalAddresses(ips) => panic!("the API server knows none: {ips:?}"),
             Event::NodeChanged(Node { name, zone, .. }) => {
                 assert_eq!(&*name, "n1");
@@ -533,6 +543,11 @@ async fn a_node_that_keeps_its_zone_says_nothing() {
         .until("the zone", |source| source.zone.as_deref() == Some("a"))
         .await;
     source.until_listed(1).await;
+    source
+        .until("the ServiceCIDRs are listed", |source| {
+            source.lists.contains_key(&Kind::ServiceCidr)
+        })
+        .await;
     for _ in 0..3 {
         server.apply(node("a"));
     }
@@ -628,5 +643,57 @@ async fn a_bad_kubeconfig_is_told_in_one_line() {
             "{error}"
         );
         assert!(error.contains(remedy) && !error.contains('\n'), "{error}");
+    }
+}
+
+fn service_cidr(name: &str, net: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": name}, "spec": {"cidrs": [net]},
+    })
+}
+
+async fn until_service_cidrs(source: &mut Source, expected: &[(&str, &str)]) {
+    let expected: BTreeMap<String, String> = expected
+        .iter()
+        .map(|(name, net)| ((*name).into(), (*net).into()))
+        .collect();
+    source
+        .until(&format!("{expected:?}"), |source| {
+            source.service_cidrs == expected
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn service_cidrs_come_change_and_go() {
+    let server = server();
+    server.apply(service_cidr("kubernetes", "10.96.0.0/12"));
+    let mut source = Source::start(&server).await;
+    until_service_cidrs(&mut source, &[("kubernetes", "10.96.0.0/12")]).await;
+    server.apply(service_cidr("more", "fd96::/108"));
+    let both = [("kubernetes", "10.96.0.0/12"), ("more", "fd96::/108")];
+    until_service_cidrs(&mut source, &both).await;
+    server.delete("ServiceCIDR", "", "kubernetes");
+    until_service_cidrs(&mut source, &[("more", "fd96::/108")]).await;
+}
+
+#[tokio::test]
+async fn service_cidrs_that_are_withheld_are_none_and_the_rest_is_listed() {
+    for status in [403, 404] {
+        let server = server();
+        server.withhold("servicecidrs", status);
+        server.apply(service("a", "10.0.0.1"));
+        let mut source = Source::start(&server).await;
+        source.until_listed(1).await;
+        source.until_services(&[("a", "10.0.0.1")]).await;
+        source
+            .until("they are listed as none", |source| {
+                source.lists.get(&Kind::ServiceCidr) == Some(&1)
+            })
+            .await;
+        assert!(source.service_cidrs.is_empty(), "{status}");
+        // It is left alone for a while.
+        assert_eq!(count_lists(&server, "/servicecidrs"), 1);
     }
 }

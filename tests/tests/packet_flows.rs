@@ -6,7 +6,7 @@ use proxy_common::{
     abi::{Backend, Counter, PortRange, ServiceWord},
     datapath::{
         fake::Maps,
-        path::{self, Done, DropReason, Hook, Verdict, Work},
+        path::{self, Done, DropReason, Hook, Refusal, Verdict, Work},
     },
     wire::{bytes::Bytes, link::Link},
 };
@@ -158,12 +158,60 @@ fn a_udp_flow_leaves_a_backend_that_is_gone_and_tcp_stays() {
         2,
         ServiceWord::without_backends(proxy_common::abi::Empty::Refuse),
     );
-    assert_eq!(ingress(&maps, &datagram), Verdict::Reject);
+    assert_eq!(
+        ingress(&maps, &datagram),
+        Verdict::Reject(Refusal::NoEndpoints)
+    );
     replace_backend(&mut maps, 1, moved);
     let data = to_vip(tcp("A", 101, 9001));
     let (verdict, out) = run(&maps, Hook::Ingress, &data);
     assert_eq!(verdict, Verdict::Stack(Done::Forwarded));
     assert_eq!(out, data.between(data.src, pod()).frame());
+}
+
+#[test]
+fn a_udp_flow_leaves_a_backend_whose_number_another_endpoint_got() {
+    let mut maps = Scene::maps();
+    let datagram = to_vip(Transport::Udp);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::NewFlow));
+    let moved = SocketAddr::new("10.1.0.77".parse().unwrap(), 9090);
+    set_backend(&mut maps, 2, moved, Backend::LOCAL);
+    let (verdict, out) = run(&maps, Hook::Ingress, &datagram);
+    assert_eq!(verdict, Verdict::Stack(Done::NewFlow));
+    assert_eq!(out, datagram.between(datagram.src, moved).frame());
+}
+
+/// The packet in the middle of nothing is anybody's, the backend's reset proves nothing, and 0 is what
+/// no SYN-ACK has been seen with.
+#[test]
+fn a_reset_is_no_proof_that_the_client_hears() {
+    let maps = Scene::maps();
+    let stray = to_vip(tcp("A", 1, 0));
+    assert_eq!(ingress(&maps, &stray), Verdict::Stack(Done::NewFlow));
+    let reset = Make::new(tcp("R", 0, 0), pod(), V4.client());
+    assert_eq!(
+        run(&maps, Hook::Egress, &reset).0,
+        Verdict::Stack(Done::Reversed)
+    );
+    assert_eq!(ingress(&maps, &stray), Verdict::Stack(Done::Forwarded));
+    assert_eq!(sizes(&maps), (0, 2));
+}
+
+#[test]
+fn a_device_that_may_not_forward_is_named() {
+    let mut maps = Scene::maps();
+    maps.forwarding_off = true;
+    let packet = Make::new(
+        tcp("S", 1, 0),
+        V4.client(),
+        SocketAddr::new(V4.far_vip(), 80),
+    );
+    assert_eq!(
+        ingress(&maps, &packet),
+        Verdict::Drop(DropReason::ForwardingOff)
+    );
+    assert_eq!(maps.counter(Counter::PacketForwardingOff), 1);
+    assert_eq!(sizes(&maps), (0, 0));
 }
 
 #[test]
@@ -216,10 +264,50 @@ fn source_ports_run_out_and_are_said_to() {
     let none = Verdict::Drop(DropReason::NoSnatPort);
     assert_eq!(ingress(&maps, &flow(5)), none);
     assert_eq!(maps.counter(Counter::PacketNoSnatPort), 1);
-    // Nothing is left of it, and a minute later the ports are free again.
+    // Nothing is left of it.
     assert_eq!(maps.half_open.borrow().len(), 8);
-    maps.now_ns.set(61 * SECOND);
+    // Clients that are silent after their SYN have to give way, and nothing of them is left either.
+    maps.now_ns.set(maps.now_ns.get() + 3 * SECOND);
     assert_eq!(ingress(&maps, &flow(5)), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(maps.half_open.borrow().len(), 8);
+}
+
+#[test]
+fn a_closed_connection_gives_its_source_port_to_the_next() {
+    let mut maps = Scene::maps();
+    maps.snat_ports = Some(PortRange {
+        first: 61_000,
+        last: 61_000,
+    });
+    let frontend = SocketAddr::new(V4.far_vip(), 80);
+    let client = |port| SocketAddr::new(V4.client().ip(), port);
+    let say = |port, flags| ingress(&maps, &Make::new(tcp(flags, 2, 1), client(port), frontend));
+    let answer = |flags| {
+        let from = SocketAddr::new(V4.far_pod(), 8080);
+        let to = SocketAddr::new(V4.node(), 61_000);
+        ingress(&maps, &Make::new(tcp(flags, 0, 2), from, to))
+    };
+    let none = Verdict::Drop(DropReason::NoSnatPort);
+    assert_eq!(say(1, "S"), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(answer("SA"), Verdict::Redirect(Done::Reversed));
+    assert_eq!(say(1, "A"), Verdict::Redirect(Done::Forwarded));
+    assert_eq!(say(2, "S"), none);
+    assert_eq!(say(1, "FA"), Verdict::Redirect(Done::Forwarded));
+    maps.now_ns.set(maps.now_ns.get() + 10 * SECOND);
+    assert_eq!(say(2, "S"), none, "the backend has more to say");
+    assert_eq!(answer("FA"), Verdict::Redirect(Done::Reversed));
+    assert_eq!(say(2, "S"), none, "the last packets are on their way");
+    maps.now_ns.set(maps.now_ns.get() + SECOND / 10);
+    assert_eq!(say(2, "S"), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(maps.established.borrow().len(), 0);
+    // What comes back is the second client's.
+    let mut work = Work::default();
+    let from = SocketAddr::new(V4.far_pod(), 8080);
+    let reply = Make::new(tcp("SA", 0, 2), from, SocketAddr::new(V4.node(), 61_000));
+    let mut bytes = Bytes::new(reply.frame());
+    let verdict = path::run(Hook::Ingress, Link::Ethernet, &mut bytes, &maps, &mut work);
+    assert_eq!(verdict, Verdict::Redirect(Done::Reversed));
+    assert_eq!(work.entry.dst.socket_addr(), client(2));
 }
 
 /// A checksum that a device is to fill in holds the sum of the pseudo header; on veth all do.

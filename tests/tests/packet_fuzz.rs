@@ -29,7 +29,8 @@ fn no_packet_does_harm() {
     // Where packets may be sent: backends, and whoever sent a packet that was translated.
     let backends: HashSet<Addr> = Scene::BOTH
         .iter()
-        .flat_map(|scene| [Addr::from(scene.pod()), scene.far_pod().into()])
+        .flat_map(|scene| scene.backends())
+        .map(|(_, backend)| backend.addr)
         .collect();
     let mut maps = Scene::maps();
     let mut work = Work::default();
@@ -43,6 +44,7 @@ fn no_packet_does_harm() {
         }
         let (frame, link) = frame(&frames, &mut dice);
         let hook = [Hook::Ingress, Hook::Ingress, Hook::Egress][dice.below(3)];
+        maps.is_for_another = Scene::is_for_another(link, &frame);
         let mut packet = Bytes::new(frame.clone());
         let verdict = path::run(hook, link, &mut packet, &maps, &mut work);
         cases += 1;
@@ -66,7 +68,7 @@ fn no_packet_does_harm() {
                 assert_eq!(after.kind, work.flow.kind);
                 senders.insert(source);
             }
-            Verdict::Reject | Verdict::Drop(_) => {}
+            Verdict::Reject(_) | Verdict::Drop(_) => {}
         }
     }
     println!("{cases} cases, {translated} translated");

@@ -1,17 +1,33 @@
 //! The packet path in the kernel (root): the same rows as on the host, and what a packet costs.
 
-use anyhow::{Result, ensure};
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
 use proxy_common::{
-    abi::Counter,
-    datapath::path::{self, Hook, Verdict, Work},
+    abi::{Counter, PortRange},
+    datapath::path::{Done, DropReason, Hook, Verdict, Work},
     wire::{bytes::Bytes, link::Link},
 };
-use tests::packet::{
-    Make, Scene,
-    damage::{Dice, frame, frames},
-    kernel::{Kernel, PROGRAMS, code},
-    make::Transport,
-    rows,
+use socket2::{Domain, Socket, Type};
+use tests::{
+    netns::{Netns, ip_here},
+    packet::{
+        Make, Scene,
+        damage::{Dice, frame, frames},
+        kernel::{Kernel, PROGRAMS, code},
+        make::Transport,
+        play, rows,
+    },
+};
+
+const SYN: Transport = Transport::Tcp {
+    flags: "S",
+    seq: 1,
+    ack: 0,
 };
 
 #[test]
@@ -20,22 +36,44 @@ fn every_row_comes_out_as_on_the_host() -> Result<()> {
     let rows = rows();
     for row in &rows {
         kernel.forget()?;
+        kernel.save_answers()?;
+        let mut control = [0; 20];
         for (i, step) in row.steps.iter().enumerate() {
+            let lost = matches!(step.verdict, Verdict::Reject(_) | Verdict::Drop(_));
+            // A test run pretends an Ethernet header, and bpf_skb_adjust_room believes it. Such answers
+            // are compared in packet_answers.rs.
+            if lost && step.link == Link::None {
+                continue;
+            }
             let before = kernel.counters()?;
-            let outcome = kernel.run(step.hook, step.link, &step.frame, 1)?;
+            if !step.is_sent_on {
+                control = [0; 20];
+            }
+            let outcome =
+                kernel.run_at(step.device, control, step.hook, step.link, &step.frame, 1)?;
+            control = outcome.control;
+            ensure!(
+                (control != [0; 20]) == matches!(step.verdict, Verdict::Redirect(_)),
+                "{}, step {i}: {control:?} behind {:?}",
+                row.name,
+                step.verdict
+            );
             let mut wanted = before;
             *wanted.entry(step.verdict.counter()).or_default() += 1;
             let counted = kernel.counters()?;
             ensure!(
-                outcome.code == code(step.verdict) && counted == wanted,
+                [false, true].iter().any(|answered| {
+                    (!answered || !step.is_untold)
+                        && (*answered || !lost || step.out.is_empty())
+                        && outcome.code == code(step.verdict, *answered)
+                }) && counted == wanted,
                 "{}, step {i}: returned {}, wanted {:?}; counted {counted:?}",
                 row.name,
                 outcome.code,
                 step.verdict,
             );
-            let goes_on = !matches!(step.verdict, Verdict::Reject | Verdict::Drop(_));
             ensure!(
-                !goes_on || outcome.out == step.out,
+                step.out.is_empty() || outcome.out == step.out,
                 "{}, step {i}:\n     in {:02x?}\n    out {:02x?}\n wanted {:02x?}",
                 row.name,
                 step.frame,
@@ -57,7 +95,7 @@ fn the_verifier_has_room_left() -> Result<()> {
         let verified = info.verified_instruction_count();
         println!("{name}: {verified:?} instructions verified");
         ensure!(
-            verified.is_none_or(|count| count < 750_000),
+            verified.is_none_or(|count| count < 100_000),
             "{name}: {verified:?}"
         );
     }
@@ -86,16 +124,23 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
             continue;
         }
         let hook = [Hook::Ingress, Hook::Ingress, Hook::Egress][dice.below(3)];
+        maps.is_for_another = Scene::is_for_another(link, &frame);
         let mut packet = Bytes::new(frame.clone());
-        let verdict = path::run(hook, link, &mut packet, &maps, &mut work);
+        kernel.save_answers()?;
+        maps.next_answer_ns.set(0);
+        let (verdict, answered) = play(hook, link, &mut packet, &maps, &mut work);
         let outcome = match kernel.run(hook, link, &frame, 1) {
             Ok(outcome) => outcome,
             // Since 6.18 the kernel itself refuses what ends within the IP header.
             Err(_) if frame.len() < 14 + 40 => continue,
             Err(error) => return Err(error),
         };
+        // See above.
+        if answered && link == Link::None {
+            continue;
+        }
         ensure!(
-            outcome.code == code(verdict),
+            outcome.code == code(verdict, answered),
             "case {case}: returned {}, host {verdict:?}: {frame:02x?}",
             outcome.code
         );
@@ -103,7 +148,8 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
             translated += 1;
         }
         ensure!(
-            matches!(verdict, Verdict::Reject | Verdict::Drop(_)) || outcome.out == packet.data,
+            !answered && matches!(verdict, Verdict::Reject(_) | Verdict::Drop(_))
+                || outcome.out == packet.data,
             "case {case}: {verdict:?}\n     in {frame:02x?}\n kernel {:02x?}\n   host {:02x?}",
             outcome.out,
             packet.data
@@ -111,6 +157,143 @@ fn damaged_packets_come_out_as_on_the_host() -> Result<()> {
     }
     println!("{CASES} cases, {translated} translated");
     ensure!(translated > CASES / 20, "{translated} translated");
+    Ok(())
+}
+
+/// The source ports that `packet` gets when it leaves, in many first packets.
+fn ports_taken(kernel: &mut Kernel, packet: &Make) -> Result<BTreeSet<u16>> {
+    let place = 14 + if packet.src.is_ipv4() { 20 } else { 40 };
+    (0..64)
+        .map(|_| {
+            kernel.forget()?;
+            let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &packet.frame(), 1)?;
+            ensure!(outcome.code == code(Verdict::Redirect(Done::NewFlow), false));
+            Ok(u16::from_be_bytes([
+                outcome.out[place],
+                outcome.out[place + 1],
+            ]))
+        })
+        .collect()
+}
+
+/// Of this node with the backend; a TCP one is still waiting for an answer.
+fn talk(protocol: Transport, from: SocketAddr, to: SocketAddr) -> Result<Socket> {
+    let kind = match protocol {
+        Transport::Udp => Type::DGRAM,
+        Transport::Tcp { .. } | Transport::Sctp => Type::STREAM,
+    };
+    let socket = Socket::new(Domain::for_address(from), kind, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&from.into())?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error.into()),
+        Ok(()) | Err(_) => Ok(socket),
+    }
+}
+
+#[test]
+fn a_port_on_which_a_socket_of_the_node_talks_to_the_backend_is_not_taken() -> Result<()> {
+    let range = PortRange {
+        first: 61_007,
+        last: 61_008,
+    };
+    let mut kernel = Kernel::load_with(range)?;
+    for scene in Scene::BOTH {
+        for transport in [SYN, Transport::Udp] {
+            let to = SocketAddr::new(scene.far_vip(), 80);
+            let packet = Make::new(transport, scene.client(), to);
+            let both = BTreeSet::from([range.first, range.last]);
+            ensure!(ports_taken(&mut kernel, &packet)? == both, "{transport:?}");
+            let backend = SocketAddr::new(scene.far_pod(), 8080);
+            let from = SocketAddr::new(scene.node(), range.first);
+            let socket = talk(transport, from, backend)?;
+            let taken = ports_taken(&mut kernel, &packet)?;
+            ensure!(
+                taken == BTreeSet::from([range.last]),
+                "{transport:?}: {taken:?}"
+            );
+            drop(socket);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_that_may_not_forward_is_named() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    for (scene, family) in Scene::BOTH.into_iter().zip(["ipv4", "ipv6"]) {
+        let to = SocketAddr::new(scene.far_vip(), 80);
+        let frame = Make::new(SYN, scene.client(), to).frame();
+        std::fs::write(
+            format!("/proc/sys/net/{family}/conf/uplink/forwarding"),
+            "0",
+        )?;
+        let before = kernel.counters()?[&Counter::PacketForwardingOff];
+        let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &frame, 1)?;
+        let off = Verdict::Drop(DropReason::ForwardingOff);
+        ensure!(
+            outcome.code == code(off, false),
+            "returned {}",
+            outcome.code
+        );
+        ensure!(kernel.counters()?[&Counter::PacketForwardingOff] == before + 1);
+    }
+    Ok(())
+}
+
+/// Client, router and backend are one namespace beyond the uplink. What test runs can't show: that a
+/// redirected packet finds its neighbour, and passes the egress hook as one that was redirected.
+#[test]
+fn a_datagram_goes_through_devices_and_its_answer_comes_back() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    let name = format!("kp-packet-{}", std::process::id());
+    let beyond = Netns::create_all(&[name])?.remove(0);
+    ip_here(
+        &[],
+        &format!("link set uplink-peer netns {}\n", beyond.name()),
+    )?;
+    beyond.ip("link set lo up\nlink set uplink-peer up\n")?;
+    kernel.attach("uplink", Link::Ethernet)?;
+    for scene in Scene::BOTH {
+        let (length, nodad) = if scene.v6 { (128, " nodad") } else { (32, "") };
+        let (node, router, vip) = (scene.node(), scene.router(), scene.far_vip());
+        let (client, pod) = (scene.client().ip(), scene.far_pod());
+        beyond.ip(&format!(
+            "addr add {router}/{length} dev uplink-peer{nodad}\n\
+             addr add {client}/{length} dev lo\n\
+             addr add {pod}/{length} dev lo\n\
+             route add {node}/{length} dev uplink-peer\n\
+             route add {vip}/{length} via {node} dev uplink-peer\n"
+        ))?;
+        let before = kernel.counters()?;
+        beyond.enter(|| -> Result<()> {
+            let server = UdpSocket::bind(SocketAddr::new(pod, 8080))?;
+            let client = UdpSocket::bind(SocketAddr::new(client, 0))?;
+            client.connect(SocketAddr::new(vip, 80))?;
+            for socket in [&server, &client] {
+                socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            }
+            // The device takes its time to come up.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let mut buffer = [0; 16];
+            while Instant::now() < deadline {
+                client.send(b"ask")?;
+                let Ok((_, from)) = server.recv_from(&mut buffer) else {
+                    continue;
+                };
+                ensure!(from == SocketAddr::new(node, Scene::SNAT_PORTS.first));
+                server.send_to(b"answer", from)?;
+                if let Ok(length) = client.recv(&mut buffer) {
+                    ensure!(&buffer[..length] == b"answer");
+                    return Ok(());
+                }
+            }
+            bail!("no answer from {vip}")
+        })??;
+        let after = kernel.counters()?;
+        let sent_on = after[&Counter::PacketSentOn] - before[&Counter::PacketSentOn];
+        ensure!(sent_on >= 2, "{sent_on} were known as redirected");
+    }
     Ok(())
 }
 
@@ -143,18 +326,20 @@ fn what_a_packet_costs() -> Result<()> {
             std::net::SocketAddr::new(ip, 80),
         )
     };
-    let other = udp(scene.pod()).frame();
-    let mean = kernel.run(Hook::Ingress, Link::Ethernet, &other, 1_000_000)?;
-    println!(
-        "none of ours, a million in a row: {} ns each",
-        mean.nanoseconds
-    );
-    let syn = Transport::Tcp {
-        flags: "S",
+    let mut data = udp(scene.pod());
+    data.transport = Transport::Tcp {
+        flags: "A",
         seq: 1,
-        ack: 0,
+        ack: 1,
     };
-    for (name, transport) in [("TCP", syn), ("UDP", Transport::Udp)] {
+    for (name, make) in [("TCP data", data), ("UDP", udp(scene.pod()))] {
+        for hook in [Hook::Ingress, Hook::Egress] {
+            let mean = kernel.run(hook, Link::Ethernet, &make.frame(), 1_000_000)?;
+            let took = mean.nanoseconds;
+            println!("{name}, none of ours, {hook:?}, a million in a row: {took} ns each");
+        }
+    }
+    for (name, transport) in [("TCP", SYN), ("UDP", Transport::Udp)] {
         for (place, ip) in [("here", scene.vip()), ("elsewhere", scene.far_vip())] {
             let mut packet = udp(ip);
             packet.transport = transport;

@@ -29,6 +29,104 @@ fn every_pod_reaches_every_other_pod_by_its_address() -> Result<()> {
     let started = Instant::now();
     let world = two_nodes()?;
     eprintln!("built in {:?}", started.elapsed());
+    all_pairs(&world)
+}
+
+#[test]
+fn every_pod_reaches_every_other_pod_through_a_tunnel_and_over_narrow_links() -> Result<()> {
+    let world = World::builder()
+        .node("node-a", ["client-a"])
+        .guest("guest-a")
+        .node("node-b", ["client-b"])
+        .narrow_pod("narrow-b", 1400)
+        .node("node-c", ["client-c"])
+        .outside("laptop")
+        .outside_behind_router("phone", 1300)
+        .vxlan()
+        .build()?;
+    all_pairs(&world)?;
+    // Through the tunnel, and not beside it.
+    let tunnel = world.node("node-a").netns();
+    let sent = tunnel.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let line = sent.lines().find(|line| line.contains("vxlan0:"));
+    let packets = line.and_then(|line| line.split_whitespace().nth(10)?.parse::<u64>().ok());
+    ensure!(packets > Some(20), "{sent}");
+    Ok(())
+}
+
+#[test]
+fn a_strict_node_drops_what_came_by_another_way_than_its_answer_leaves() -> Result<()> {
+    let world = World::builder()
+        .node("node-a", ["client-a", "backend-1"])
+        .outside("laptop")
+        .strict_rp_filter()
+        .build()?;
+    let (client, server) = (world.pod("laptop"), world.pod("backend-1"));
+    let to = (server.ip4(), 7000);
+    server.serve(Proto::Tcp, to, "backend-1")?;
+    client.connect(to)?;
+    // An address that the node looks for elsewhere.
+    let stolen = world.pod("client-a").ip4();
+    client
+        .netns()
+        .ip(&format!("addr add {stolen}/32 dev lo\n"))?;
+    let from = SocketAddr::new(stolen, 0);
+    let timeout = Duration::from_millis(300);
+    let error = net_error(client.connect_from(Some(from), to.into(), timeout))?;
+    ensure!(error.errno == "TIMEOUT", "{error}");
+    let sent = world.node("node-a").netns();
+    let stats = sent.enter(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))??;
+    ensure!(ip_rp_filtered(&stats) > Some(0), "{stats}");
+    Ok(())
+}
+
+/// Of /proc/net/netstat: a line of names, a line of values.
+fn ip_rp_filtered(stats: &str) -> Option<u64> {
+    let mut lines = stats.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names
+        .split(' ')
+        .position(|name| name == "IPReversePathFilter")?;
+    values.split(' ').nth(at)?.parse().ok()
+}
+
+/// The other side says 1460 bytes a segment, and a machine on the way corrects it.
+#[test]
+fn a_narrow_link_is_learnt_from_the_machine_before_it() -> Result<()> {
+    let world = World::builder()
+        .node("node-a", ["client-a"])
+        .node("node-b", [""; 0])
+        .narrow_pod("narrow-b", 1400)
+        .outside_behind_router("phone", 1300)
+        .build()?;
+    for (client, server, mtu) in [("client-a", "narrow-b", 1400), ("client-a", "phone", 1300)] {
+        let (client, server) = (world.pod(client), world.pod(server));
+        for ip in both_addresses(server) {
+            server.serve(Proto::Tcp, (ip, 7000), server.name())?;
+            let line = "x".repeat(1 << 20);
+            let answer = client.connect((ip, 7000))?.exchange(&line)?;
+            ensure!(answer.echo == line);
+            let known = client.netns().ip(&format!("route get {ip}\n"))?;
+            ensure!(known.contains(&format!("mtu {mtu}")), "{known}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_nodes_default_route_ends_at_the_bridge_in_silence() -> Result<()> {
+    let world = two_nodes()?;
+    for ip in ["203.0.113.1", "2001:db8::1"] {
+        let to = SocketAddr::new(ip.parse()?, 80);
+        let timeout = Duration::from_millis(300);
+        let error = net_error(world.pod("client-a").connect_within(to, timeout))?;
+        ensure!(error.errno == "TIMEOUT", "{error}");
+    }
+    Ok(())
+}
+
+fn all_pairs(world: &World) -> Result<()> {
+    let started = Instant::now();
     let hosts = || world.nodes().iter().map(tests::Node::host);
     let everyone: Vec<&Pod> = world.pods().chain(hosts()).collect();
     for server in &everyone {
@@ -48,10 +146,15 @@ fn every_pod_reaches_every_other_pod_by_its_address() -> Result<()> {
                     "{}",
                     what()
                 );
-                ensure!(
-                    both_addresses(client).contains(&answer.client.ip()),
-                    "{answer:?}"
+                let mut own = both_addresses(client).to_vec();
+                own.extend(
+                    world
+                        .nodes()
+                        .iter()
+                        .filter(|node| node.name() == client.name())
+                        .flat_map(|node| [node.inner_ip4(), node.inner_ip6()]),
                 );
+                ensure!(own.contains(&answer.client.ip()), "{answer:?}");
                 let udp = client.udp_many((ip, 7000), 1).with_context(what)?;
                 ensure!(udp.of(server.name()) == 1, "{}: {udp}", what());
             }

@@ -31,6 +31,9 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         // BTF, which the kernel wants for maps and for reading the programs, is made of debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // The linker's default sends every copy of known size to a loop over bytes, in a function of its own: slow, and
+        // the verifier walks through it at each call. Without it LLVM writes loads and stores.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         format!("-Clinker={}", linker.display()),
     ];
     let mut command = setup::bare(&cargo);

@@ -54,6 +54,12 @@ const TOOLS: &[Tool] = &[
         tasks: WORLD,
     },
     Tool {
+        program: "nft",
+        package: "nftables",
+        why: "makes the packet filters that others put on a node, and kube-proxy's rules to compare with",
+        tasks: &[Task::Test, Task::Bench],
+    },
+    Tool {
         program: "nsenter",
         package: "util-linux",
         why: "runs commands inside those namespaces",

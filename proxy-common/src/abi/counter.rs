@@ -34,6 +34,10 @@ counters! {
     ConnectRefused = "connect_refused",
     /// connect() to a Service whose policy is Local, without an endpoint on this node.
     ConnectNoLocalEndpoint = "connect_no_local_endpoint",
+    /// connect() to a ClusterIP at a port that no Service has there, answered with ECONNREFUSED.
+    ConnectUndefinedPort = "connect_undefined_port",
+    /// connect() from outside the Service's source ranges, left as it is.
+    ConnectNotAllowed = "connect_not_allowed",
     /// A datagram sent to a frontend from an unconnected socket: a new flow.
     SendNewFlow = "send_new_flow",
     /// A datagram sent to a frontend from an unconnected socket: a flow known before.
@@ -44,6 +48,10 @@ counters! {
     SendRefused = "send_refused",
     /// A datagram to a Service whose policy is Local, without an endpoint on this node.
     SendNoLocalEndpoint = "send_no_local_endpoint",
+    /// A datagram to a ClusterIP at a port that no Service has there, answered with ECONNREFUSED.
+    SendUndefinedPort = "send_undefined_port",
+    /// A datagram from outside the Service's source ranges, left as it is.
+    SendNotAllowed = "send_not_allowed",
     /// An answer shown to the application as coming from the frontend.
     ReceiveReversed = "receive_reversed",
     /// getpeername() answered with the frontend.
@@ -86,10 +94,24 @@ counters! {
     PacketNoRoute = "packet_no_route",
     /// A packet that came to the end of its TTL or hop limit here.
     PacketTtlExceeded = "packet_ttl_exceeded",
+    /// A packet too large for the device it would leave by.
+    PacketTooBig = "packet_too_big",
+    /// A packet whose sender was not told, because this CPU has told too many of late.
+    PacketAnswerLimited = "packet_answer_limited",
     /// A fragment of an SCTP packet whose ports would change: its checksum covers the other fragments.
     PacketSctpFragment = "packet_sctp_fragment",
     /// A packet that couldn't be written.
     PacketNotWritten = "packet_not_written",
     /// A flow that found no room in FLOWS and stays among the half-open ones.
     FlowsFull = "flows_full",
+    /// A packet to a ClusterIP, but to no port of its Service.
+    PacketUnknownPort = "packet_unknown_port",
+    /// A packet to an address that ClusterIPs are taken from, and that no Service has.
+    PacketUnallocatedClusterIp = "packet_unallocated_cluster_ip",
+    /// A packet to a load balancer's address, from a source that is in none of its ranges.
+    PacketNotAllowed = "packet_not_allowed",
+    /// A translated packet from a device that may not forward (net.ipv4.conf.*.forwarding, net.ipv6.conf.*.forwarding).
+    PacketForwardingOff = "packet_forwarding_off",
+    /// A translated packet that leaves for a backend or client elsewhere.
+    PacketSentOn = "packet_sent_on",
 }

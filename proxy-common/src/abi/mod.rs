@@ -43,6 +43,14 @@ pub mod map {
     pub const UDP_REVERSE: &str = "KP_UDP_REVERSE";
     pub const COUNTERS: &str = "KP_COUNTERS";
 
+    pub const FLOWS: &str = "KP_FLOWS";
+    pub const HALF_OPEN: &str = "KP_HALF_OPEN";
+    pub const FRAGMENTS: &str = "KP_FRAGMENTS";
+    pub const DEVICES: &str = "KP_DEVICES";
+    pub const SOURCE_RANGES: &str = "KP_SOURCE_RANGES";
+    pub const SERVICE_NETS: &str = "KP_SERVICE_NETS";
+
+    /// All that are pinned.
     pub const ALL: &[&str] = &[
         FRONTENDS,
         SERVICES,
@@ -53,17 +61,6 @@ pub mod map {
         UDP_FLOWS,
         UDP_REVERSE,
         COUNTERS,
-    ];
-
-    pub const FLOWS: &str = "KP_FLOWS";
-    pub const HALF_OPEN: &str = "KP_HALF_OPEN";
-    pub const FRAGMENTS: &str = "KP_FRAGMENTS";
-    pub const DEVICES: &str = "KP_DEVICES";
-    pub const SOURCE_RANGES: &str = "KP_SOURCE_RANGES";
-    pub const SERVICE_NETS: &str = "KP_SERVICE_NETS";
-
-    /// What only the packet path uses.
-    pub const PACKET: &[&str] = &[
         FLOWS,
         HALF_OPEN,
         FRAGMENTS,

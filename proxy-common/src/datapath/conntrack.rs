@@ -81,6 +81,27 @@ pub fn is_expired(entry: &FlowEntry, protocol: u8, now_ns: u64) -> bool {
     now_ns.saturating_sub(entry.used_ns) >= timeout_ns(protocol, entry.state)
 }
 
+const MILLISECOND_NS: u64 = 1_000_000;
+
+/// Whether a living flow would not be missed, if another needs its place:
+/// * a connection that both sides have closed, or that was reset, and whose last packets had time to
+///   arrive;
+/// * one whose client didn't answer the SYN-ACK within the time in which it would have repeated its SYN
+///   (RFC 6298: 1 s, then 2 s);
+/// * a question that was answered: nothing says that another will follow.
+#[inline(always)]
+pub fn is_done(entry: &FlowEntry, protocol: u8, now_ns: u64) -> bool {
+    let proven = entry.state & state::PROVEN != 0;
+    let replied = entry.state & state::REPLIED != 0;
+    let milliseconds = match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp) if is_closed(entry.state) => 100,
+        Some(Protocol::Tcp) if !proven => 3000,
+        Some(Protocol::Udp | Protocol::Sctp) if !proven && replied => 3000,
+        Some(Protocol::Tcp | Protocol::Udp | Protocol::Sctp) | None => return false,
+    };
+    now_ns.saturating_sub(entry.used_ns) >= milliseconds * MILLISECOND_NS
+}
+
 /// The state after a packet.
 #[inline(always)]
 pub fn next_state(protocol: u8, state: u8, direction: Direction, tcp_flags: u8) -> u8 {
@@ -126,8 +147,11 @@ pub fn is_proven(protocol: u8, entry: &FlowEntry, tcp_flags: u8, acknowledgement
         return true;
     }
     // The client of a slow handshake may have sent data by now, but it acknowledges in order, and the
-    // first acknowledgement is that of the SYN-ACK.
-    tcp_flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK && acknowledgement == entry.proof
+    // first acknowledgement is that of the SYN-ACK. No SYN-ACK, no proof, whatever else the backend
+    // said: its reset of a packet from nowhere can be had by anybody.
+    entry.proof != 0
+        && tcp_flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK
+        && acknowledgement == entry.proof
 }
 
 /// Whether the entry's time stamp is worth a write.

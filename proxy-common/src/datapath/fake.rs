@@ -1,12 +1,14 @@
 //! The tables in memory: the same decisions, on the host.
 
 use core::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
+    answer::Budget,
     conntrack::{Conntrack, Table},
+    flow::Flow,
     lookup::Tables,
-    path::{Node, Route, Work},
+    path::{Node, Route, Way, Work},
     socket::Socket,
 };
 use crate::abi::{
@@ -21,6 +23,10 @@ pub struct Maps {
     pub services: HashMap<u32, ServiceWord>,
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
+    /// By service; prefix lengths in bits of [`Addr`], those of IPv4 count from 96.
+    pub source_ranges: HashMap<u32, Vec<(Addr, u32)>>,
+    /// Prefix lengths as above.
+    pub service_nets: Vec<(Addr, u32)>,
     pub flows: RefCell<HashMap<u64, SocketFlow>>,
     pub udp_flows: RefCell<HashMap<UdpFlowKey, UdpFlow>>,
     pub udp_reverse: RefCell<HashMap<UdpFlowKey, SockAddr>>,
@@ -33,6 +39,15 @@ pub struct Maps {
     pub devices: HashMap<u32, Device>,
     /// By destination; there are no prefixes here.
     pub routes: HashMap<Addr, Route>,
+    /// Sources that no route is for.
+    pub barred: HashSet<Addr>,
+    pub forwarding_off: bool,
+    /// What sockets of the node would get.
+    pub sockets: HashSet<Tuple>,
+    /// The frame is for another host.
+    pub is_for_another: bool,
+    /// The packet was redirected here.
+    pub sent_on: Cell<bool>,
     /// `None`: [`PortRange::DEFAULT`].
     pub snat_ports: Option<PortRange>,
     /// The device that packets come from.
@@ -40,6 +55,7 @@ pub struct Maps {
     /// State of the generator; any sequence will do.
     pub seed: Cell<u64>,
     pub now_ns: Cell<u64>,
+    pub next_answer_ns: Cell<u64>,
     /// Sockets are those of the node, not of a pod.
     pub of_node: Cell<bool>,
     /// As a kernel without bpf_set_retval.
@@ -198,8 +214,71 @@ impl Node for Maps {
         self.devices.get(&ifindex).copied()
     }
 
-    fn route(&self, dst: &Addr) -> Option<Route> {
-        self.routes.get(dst).copied()
+    fn route(&self, flow: &Flow, dst: &SockAddr, into: &mut Route) -> Way {
+        if self.forwarding_off {
+            return Way::ForwardingOff;
+        }
+        // As the kernel's IPv6 (rt6_need_strict): from or to a link's own addresses, a group or `::1`.
+        let is_strict = |addr: &Addr| {
+            let first = u32::from_be(addr.words[0]);
+            !addr.is_v4()
+                && (first >> 24 == 0xff
+                    || first >> 22 == 0xfe80 >> 6
+                    || addr.words == [0, 0, 0, 1_u32.to_be()])
+        };
+        if is_strict(&flow.outer_src) || is_strict(&dst.addr) {
+            return Way::Nowhere;
+        }
+        match self.routes.get(&dst.addr) {
+            Some(route) if !self.barred.contains(&flow.outer_src) => {
+                *into = *route;
+                Way::Forward
+            }
+            Some(_) | None => Way::Nowhere,
+        }
+    }
+
+    fn is_for_device(&self) -> bool {
+        !self.is_for_another
+    }
+
+    fn is_sent_on(&self) -> bool {
+        self.sent_on.take()
+    }
+
+    fn has_socket(&self, tuple: &Tuple) -> bool {
+        self.sockets.contains(tuple)
+    }
+
+    fn is_allowed(&self, service: u32, source: &Addr) -> bool {
+        self.source_ranges
+            .get(&service)
+            .is_some_and(|ranges| is_in(ranges, source))
+    }
+
+    fn is_in_service_nets(&self, addr: &Addr) -> bool {
+        is_in(&self.service_nets, addr)
+    }
+}
+
+/// Whether one of the prefixes holds the address.
+fn is_in(prefixes: &[(Addr, u32)], addr: &Addr) -> bool {
+    let bits = |addr: &Addr| {
+        let words = addr.words.map(|word| u128::from(u32::from_be(word)));
+        words[0] << 96 | words[1] << 64 | words[2] << 32 | words[3]
+    };
+    prefixes
+        .iter()
+        .any(|(net, length)| (bits(net) ^ bits(addr)).leading_zeros() >= *length)
+}
+
+impl Budget for Maps {
+    fn next_answer_ns(&self) -> u64 {
+        self.next_answer_ns.get()
+    }
+
+    fn set_next_answer_ns(&self, due_ns: u64) {
+        self.next_answer_ns.set(due_ns);
     }
 }
 
@@ -221,6 +300,7 @@ impl Default for Work {
         let flow = super::flow::Flow::default();
         Self {
             key: flow.tuple,
+            victim: flow.tuple,
             flow,
             entry,
             reply: entry,

@@ -24,6 +24,9 @@ pub enum Kind {
     LaterFragment = 2,
     /// An ICMP error that quotes a packet of the opposite direction.
     Error = 3,
+    /// One of another protocol, or an ICMP echo request: of no flow, but to be answered if it is for
+    /// a ClusterIP. Whole, because fragments of such are not looked at.
+    WithoutPorts = 4,
 }
 
 /// What a packet says. For an ICMP error `tuple` is that of a packet going where the error goes: the
@@ -48,6 +51,8 @@ pub struct Flow {
     /// Where the quoted transport header is.
     pub quoted_transport: u32,
     pub fragment_id: u32,
+    /// See [`Header::class`].
+    pub class: u32,
     /// TCP's numbers, in host byte order.
     pub sequence: u32,
     pub acknowledgement: u32,
@@ -79,6 +84,7 @@ impl Default for Flow {
             quoted_network: 0,
             quoted_transport: 0,
             fragment_id: 0,
+            class: 0,
             sequence: 0,
             acknowledgement: 0,
             tcp_flags: 0,
@@ -104,7 +110,7 @@ impl Flow {
         }
     }
 
-    /// `None` cannot be: [`parse`] lets no other protocol through.
+    /// `None` for [`Kind::WithoutPorts`] only.
     #[inline(always)]
     pub fn protocol(&self) -> Option<Protocol> {
         Protocol::from_number(self.tuple.protocol)
@@ -134,28 +140,47 @@ pub fn parse(packet: &impl Packet, link: Link, flow: &mut Flow) -> Result<(), Sk
     flow.outer_src = header.src;
     flow.outer_dst = header.dst;
     flow.fragment_id = header.fragment_id;
+    flow.class = header.class;
     flow.tcp_flags = 0;
     if icmp::is_icmp(found.family, header.protocol) {
-        return parse_error(packet, found.family, &header, flow);
+        return parse_icmp(packet, found.family, &header, flow);
     }
+    set_addresses(&header, flow);
     let Some(protocol) = Protocol::from_number(header.protocol) else {
-        return Err(Skip::Protocol);
+        return parse_other(&header, flow);
     };
-    flow.tuple.src = header.src;
-    flow.tuple.dst = header.dst;
-    flow.tuple.protocol = header.protocol;
-    flow.tuple.zero = [0; 3];
     flow.kind = match header.fragment {
         Fragment::Whole => Kind::Whole,
         Fragment::First => Kind::FirstFragment,
         Fragment::Later => {
-            flow.tuple.src_port_be = 0;
-            flow.tuple.dst_port_be = 0;
             flow.kind = Kind::LaterFragment;
             return Ok(());
         }
     };
     parse_transport(packet, protocol, flow)
+}
+
+#[inline(always)]
+fn set_addresses(header: &Header, flow: &mut Flow) {
+    flow.tuple = Tuple {
+        src: header.src,
+        dst: header.dst,
+        src_port_be: 0,
+        dst_port_be: 0,
+        protocol: header.protocol,
+        zero: [0; 3],
+    };
+}
+
+#[inline(always)]
+fn parse_other(header: &Header, flow: &mut Flow) -> Result<(), Skip> {
+    match header.fragment {
+        Fragment::Whole => {
+            flow.kind = Kind::WithoutPorts;
+            Ok(())
+        }
+        Fragment::First | Fragment::Later => Err(Skip::Protocol),
+    }
 }
 
 #[inline(always)]
@@ -202,9 +227,9 @@ fn set_ports(bytes: &[u8], flow: &mut Flow) {
     flow.tuple.dst_port_be = u16::from_ne_bytes([bytes[2], bytes[3]]);
 }
 
-/// An ICMP message: only errors about packets with ports are of interest.
+/// An ICMP message: only errors about packets with ports are of interest, and echo requests.
 #[inline(always)]
-fn parse_error(
+fn parse_icmp(
     packet: &impl Packet,
     family: Family,
     outer: &Header,
@@ -215,6 +240,10 @@ fn parse_error(
         Fragment::First | Fragment::Later => return Err(Skip::Protocol),
     }
     let [kind] = packet.load(outer.payload).ok_or(Skip::Truncated)?;
+    if icmp::is_echo_request(family, kind) {
+        set_addresses(outer, flow);
+        return parse_other(outer, flow);
+    }
     if !icmp::is_error(family, kind) {
         return Err(Skip::Protocol);
     }

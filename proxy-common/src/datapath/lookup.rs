@@ -45,11 +45,7 @@ pub fn choose(tables: &impl Tables, service: u32) -> Result<Choice, NoChoice> {
     };
     let count = word.count();
     if count == 0 {
-        return Err(match word.empty() {
-            Empty::Refuse => NoChoice::NoEndpoints,
-            Empty::Drop => NoChoice::NoLocalEndpoint,
-            Empty::Unused => NoChoice::Damaged,
-        });
+        return Err(without(word));
     }
     // `random % count` prefers low slots by count / 2^32: under 0.4 % at the largest count there is.
     let index = word.first_slot().wrapping_add(tables.random() % count);
@@ -57,6 +53,25 @@ pub fn choose(tables: &impl Tables, service: u32) -> Result<Choice, NoChoice> {
         return Err(NoChoice::Damaged);
     };
     live(tables, service, backend_id).ok_or(NoChoice::Damaged)
+}
+
+/// Why `service` would give nobody a backend; `None` if it has some.
+#[inline(always)]
+pub fn lack(tables: &impl Tables, service: u32) -> Option<NoChoice> {
+    match tables.service(service) {
+        None => Some(NoChoice::Damaged),
+        Some(word) if word.count() == 0 => Some(without(word)),
+        Some(_) => None,
+    }
+}
+
+#[inline(always)]
+fn without(word: ServiceWord) -> NoChoice {
+    match word.empty() {
+        Empty::Refuse => NoChoice::NoEndpoints,
+        Empty::Drop => NoChoice::NoLocalEndpoint,
+        Empty::Unused => NoChoice::Damaged,
+    }
 }
 
 /// `backend_id`, if it is (still) a backend of `service`.

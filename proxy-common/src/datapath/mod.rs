@@ -2,6 +2,7 @@
 //!
 //! `socket` is the story of a connection, `path` that of a packet.
 
+pub mod answer;
 pub mod conntrack;
 pub mod flow;
 pub mod icmp_error;

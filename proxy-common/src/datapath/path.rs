@@ -7,13 +7,18 @@
 //! * elsewhere: the source becomes this node's as well, and the packet leaves at once. The answers
 //!   come back to this node, where both changes are undone, and leave at once too.
 //!
+//! A pod behind a device of its own is not outside: its packets go through the stack wherever the
+//! backend is, and keep their source. Only a pod that is its own backend gets this node's address.
+//!
+//! What is for a ClusterIP and no Service's is refused, on its way in and on its way out.
+//!
 //! Fragments follow their first one. ICMP errors go the way of the packets they would stop.
 
 use super::{
     conntrack::{self, Conntrack, Table, state},
     flow::{self, Flow, Kind},
     icmp_error,
-    lookup::{Choice, NoChoice, Tables, choose, live},
+    lookup::{Choice, NoChoice, Tables, choose, lack, live},
     snat, translate,
 };
 use crate::{
@@ -45,7 +50,32 @@ pub trait Node: Tables + Conntrack {
     /// The device the hook runs for.
     fn ifindex(&self) -> u32;
     fn device(&self, ifindex: u32) -> Option<Device>;
-    fn route(&self, dst: &Addr) -> Option<Route>;
+    /// The kernel's routing, asked as for a packet of `flow` that is to become one for `dst`; the hop
+    /// is written to `into`.
+    fn route(&self, flow: &Flow, dst: &SockAddr, into: &mut Route) -> Way;
+    /// Whether the frame was addressed to the device, not to all or, as promiscuous devices see it,
+    /// to another host. Only for devices with an Ethernet header, on the way in.
+    fn is_for_device(&self) -> bool;
+    /// Whether the packet leaves because these programs redirected it. Says so once.
+    fn is_sent_on(&self) -> bool;
+    /// Whether a socket of this node would get packets of this tuple.
+    fn has_socket(&self, tuple: &Tuple) -> bool;
+    /// Whether SOURCE_RANGES lets `source` dial `service`.
+    fn is_allowed(&self, service: u32, source: &Addr) -> bool;
+    /// Whether SERVICE_NETS holds the address.
+    fn is_in_service_nets(&self, addr: &Addr) -> bool;
+}
+
+/// What the kernel's routing says of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Way {
+    /// It is reached by another hop.
+    Forward,
+    /// There is no route, or one that says no; or the destination is an address of this node.
+    Nowhere,
+    /// The device that the packet came from may not forward (`net.ipv*.conf.*.forwarding`).
+    ForwardingOff,
 }
 
 /// All that is known of the packet in hand. Too large for the stack of a BPF program, so there it
@@ -64,14 +94,28 @@ pub struct Work {
     pub reply: FlowEntry,
     /// Somebody else's entry that was looked at.
     pub other: FlowEntry,
+    /// The key of its opposite entry.
+    pub victim: Tuple,
     /// How it leaves, if it is redirected.
     pub hop: Route,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Hook {
-    Ingress,
-    Egress,
+    Ingress = 0,
+    Egress = 1,
+}
+
+impl Hook {
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Egress as u32 {
+            Self::Egress
+        } else {
+            Self::Ingress
+        }
+    }
 }
 
 /// Why a packet was left as it is.
@@ -81,15 +125,41 @@ pub enum Passed {
     Malformed,
     /// A later fragment without its first.
     OrphanFragment,
+    /// What these programs have redirected, on its way out.
+    SentOn,
+}
+
+/// Why nobody serves a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NoEndpoints,
+    /// A ClusterIP, but no port of its Service.
+    UnknownPort,
 }
 
 /// What was done to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Done {
-    NewFlow,
-    Forwarded,
-    Reversed,
-    ErrorTranslated,
+    NewFlow = 0,
+    Forwarded = 1,
+    Reversed = 2,
+    ErrorTranslated = 3,
+}
+
+impl Done {
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Forwarded as u32 {
+            Self::Forwarded
+        } else if number == Self::Reversed as u32 {
+            Self::Reversed
+        } else if number == Self::ErrorTranslated as u32 {
+            Self::ErrorTranslated
+        } else {
+            Self::NewFlow
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +172,7 @@ pub enum Verdict {
     /// Translated; it leaves by `Work::hop`.
     Redirect(Done),
     /// Nobody serves it: its sender is to be told (port unreachable).
-    Reject,
+    Reject(Refusal),
     Drop(DropReason),
 }
 
@@ -110,12 +180,16 @@ pub enum Verdict {
 #[must_use]
 pub enum DropReason {
     NoLocalEndpoint,
+    NotAllowed,
+    UnallocatedClusterIp,
     StrayReset,
     NoSnatPort,
     NoSource,
     NoRoom,
     NoRoute,
+    ForwardingOff,
     TtlExceeded,
+    TooBig,
     SctpFragment,
     NotWritten,
     TableDamaged,
@@ -126,12 +200,16 @@ impl DropReason {
     pub const fn counter(self) -> Counter {
         match self {
             Self::NoLocalEndpoint => Counter::PacketNoLocalEndpoint,
+            Self::NotAllowed => Counter::PacketNotAllowed,
+            Self::UnallocatedClusterIp => Counter::PacketUnallocatedClusterIp,
             Self::StrayReset => Counter::PacketStrayReset,
             Self::NoSnatPort => Counter::PacketNoSnatPort,
             Self::NoSource => Counter::PacketNoSource,
             Self::NoRoom => Counter::PacketNoRoom,
             Self::NoRoute => Counter::PacketNoRoute,
+            Self::ForwardingOff => Counter::PacketForwardingOff,
             Self::TtlExceeded => Counter::PacketTtlExceeded,
+            Self::TooBig => Counter::PacketTooBig,
             Self::SctpFragment => Counter::PacketSctpFragment,
             Self::NotWritten => Counter::PacketNotWritten,
             Self::TableDamaged => Counter::TableDamaged,
@@ -150,25 +228,38 @@ impl From<translate::Failure> for DropReason {
 }
 
 impl Verdict {
+    /// What [`carry_out`] is to do.
+    #[inline(always)]
+    pub const fn done(self) -> Option<Done> {
+        match self {
+            Self::Stack(done) | Self::Redirect(done) => Some(done),
+            Self::Pass(_) | Self::Reject(_) | Self::Drop(_) => None,
+        }
+    }
+
     #[inline(always)]
     pub const fn counter(self) -> Counter {
         match self {
             Self::Pass(Passed::NotOurs) => Counter::PacketPassed,
             Self::Pass(Passed::Malformed) => Counter::PacketMalformed,
             Self::Pass(Passed::OrphanFragment) => Counter::PacketOrphanFragment,
+            Self::Pass(Passed::SentOn) => Counter::PacketSentOn,
             Self::Stack(done) | Self::Redirect(done) => match done {
                 Done::NewFlow => Counter::PacketNewFlow,
                 Done::Forwarded => Counter::PacketForwarded,
                 Done::Reversed => Counter::PacketReversed,
                 Done::ErrorTranslated => Counter::PacketErrorTranslated,
             },
-            Self::Reject => Counter::PacketNoEndpoints,
+            Self::Reject(Refusal::NoEndpoints) => Counter::PacketNoEndpoints,
+            Self::Reject(Refusal::UnknownPort) => Counter::PacketUnknownPort,
             Self::Drop(reason) => reason.counter(),
         }
     }
 }
 
 /// A packet at a hook of a device. Counts what becomes of it.
+///
+/// In the kernel the two steps are functions of their own, see `program/tc.rs`.
 #[inline(always)]
 pub fn run(
     hook: Hook,
@@ -177,28 +268,54 @@ pub fn run(
     node: &impl Node,
     work: &mut Work,
 ) -> Verdict {
-    let verdict = match story(hook, link, packet, node, work) {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict::Drop(reason),
-    };
+    let mut verdict = decide(hook, link, packet, node, work);
+    if let Some(done) = verdict.done() {
+        verdict = carry_out(done, packet, node, work);
+    }
     node.count(verdict.counter());
     verdict
+}
+
+/// What is to become of the packet, which is not touched yet. Flows are written down.
+#[inline(always)]
+pub fn decide(
+    hook: Hook,
+    link: Link,
+    packet: &impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+) -> Verdict {
+    match story(hook, link, packet, node, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
 }
 
 #[inline(always)]
 fn story(
     hook: Hook,
     link: Link,
-    packet: &mut impl Packet,
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
 ) -> Result<Verdict, DropReason> {
+    match (hook, link) {
+        // As in IP forwarding: what every host on the link got would go on as many times.
+        (Hook::Ingress, Link::Ethernet) if !node.is_for_device() => {
+            return Ok(Verdict::Pass(Passed::NotOurs));
+        }
+        (Hook::Egress, _) if node.is_sent_on() => return Ok(Verdict::Pass(Passed::SentOn)),
+        (Hook::Ingress | Hook::Egress, _) => {}
+    }
     if let Err(skip) = flow::parse(packet, link, &mut work.flow) {
         return Ok(Verdict::Pass(if skip.is_malformed() {
             Passed::Malformed
         } else {
             Passed::NotOurs
         }));
+    }
+    if matches!(work.flow.kind, Kind::WithoutPorts) {
+        return stranger(node, &work.flow);
     }
     let now_ns = node.now_ns();
     if matches!(work.flow.kind, Kind::LaterFragment) && !learn_ports(node, &mut work.flow, now_ns) {
@@ -215,7 +332,8 @@ fn story(
     }
     match (hook, work.flow.kind) {
         (Hook::Ingress, Kind::Whole | Kind::FirstFragment) => begin(packet, node, work, now_ns),
-        (Hook::Ingress, Kind::LaterFragment | Kind::Error) | (Hook::Egress, _) => {
+        (Hook::Egress, Kind::Whole | Kind::FirstFragment) => leaving(node, &work.flow),
+        (_, Kind::LaterFragment | Kind::Error | Kind::WithoutPorts) => {
             Ok(Verdict::Pass(Passed::NotOurs))
         }
     }
@@ -262,7 +380,11 @@ fn begins_anew(node: &impl Node, work: &Work) -> bool {
         Some(Protocol::Udp) => {}
         Some(Protocol::Tcp | Protocol::Sctp) | None => return false,
     }
-    live(node, work.entry.service, work.entry.backend_id).is_none()
+    // Another endpoint of the Service may have got the number.
+    match live(node, work.entry.service, work.entry.backend_id) {
+        Some(choice) => choice.address != work.entry.dst,
+        None => true,
+    }
 }
 
 /// Forgets the flow of `work.entry`.
@@ -278,7 +400,7 @@ fn abandon(node: &impl Node, work: &mut Work) {
 /// A packet of a known flow.
 #[inline(always)]
 fn follow(
-    packet: &mut impl Packet,
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     table: Table,
@@ -294,18 +416,24 @@ fn follow(
         track(node, work, table, now_ns);
     }
     if matches!(Via::from_number(work.entry.via), Via::Redirect) {
-        find_way(node, work)?;
+        find_way(packet, node, work)?;
     }
-    send(packet, node, work, done, now_ns)
+    Ok(translated(work, done))
 }
 
-/// Where what the packet becomes goes next.
+/// Where what the packet becomes goes next, and whether it fits through.
 #[inline(always)]
-fn find_way(node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
-    let dst = &work.entry.dst.addr;
-    work.hop = node.route(dst).ok_or(DropReason::NoRoute)?;
-    if work.hop.gateway.is_unspecified() {
-        work.hop.gateway = *dst;
+fn find_way(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
+    match node.route(&work.flow, &work.entry.dst, &mut work.hop) {
+        Way::Forward => {}
+        Way::Nowhere => return Err(DropReason::NoRoute),
+        Way::ForwardingOff => return Err(DropReason::ForwardingOff),
+    }
+    // Also without "don't fragment": a redirection can't cut anything, and the sender of such a packet
+    // that is told the MTU makes smaller ones, or fragments itself.
+    let mtu = node.device(work.hop.ifindex).map_or(0, |device| device.mtu);
+    if mtu != 0 && translate::size(packet, &work.flow)? > mtu {
+        return Err(DropReason::TooBig);
     }
     Ok(())
 }
@@ -379,52 +507,152 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
 /// A packet of no known flow, on its way in.
 #[inline(always)]
 fn begin(
-    packet: &mut impl Packet,
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     now_ns: u64,
 ) -> Result<Verdict, DropReason> {
     let tuple = &work.flow.tuple;
-    let Some(frontend) = node.frontend(&FrontendKey {
-        addr: tuple.dst,
-        port_be: tuple.dst_port_be,
-        protocol: tuple.protocol,
-        zero: 0,
-    }) else {
-        return Ok(Verdict::Pass(Passed::NotOurs));
+    let Some(frontend) = node.frontend(&dialled(tuple)) else {
+        return stranger(node, &work.flow);
     };
     // A loopback address on the wire is a forgery (CVE-2020-8558): the stack throws it away.
     if frontend.flags & Frontend::NODE_ONLY != 0 {
         return Ok(Verdict::Pass(Passed::NotOurs));
     }
+    admit(node, &frontend, &tuple.src)?;
     // Any other packet in the middle of a connection goes to some backend, whose reset tells the
     // client that its connection is no more.
     if tuple.protocol == Protocol::Tcp.number() && work.flow.tcp_flags & tcp::RST != 0 {
         return Err(DropReason::StrayReset);
     }
-    let choice = match choose(node, frontend.service) {
+    let device = node.device(node.ifindex());
+    let is_from_pod = device.is_some_and(|device| device.flags & Device::POD != 0);
+    let service = if is_from_pod || frontend.outside_service == 0 {
+        frontend.service
+    } else {
+        frontend.outside_service
+    };
+    let choice = match choose(node, service) {
         Ok(choice) => choice,
-        Err(NoChoice::NoEndpoints) => return Ok(Verdict::Reject),
-        Err(NoChoice::NoLocalEndpoint) => return Err(DropReason::NoLocalEndpoint),
-        Err(NoChoice::Damaged) => return Err(DropReason::TableDamaged),
+        Err(why) => return unserved(why),
     };
     if choice.address.addr.is_v4() != tuple.dst.is_v4() {
         return Err(DropReason::TableDamaged);
     }
+    // A client that is its own backend would answer itself, and never through us (BEHAVIOUR M4). Its
+    // packet leaves by the device it came from, because the stack takes no packet that came from
+    // outside and has a source of its own.
+    let is_hairpin = choice.address.addr == tuple.src;
+    // An endpoint that somebody wrote by hand names no node.
+    let is_own = device.is_some_and(|device| {
+        device.source_like(&choice.address.addr) == Some(choice.address.addr)
+    });
+    let via = if !is_hairpin && (choice.is_local || is_own || is_from_pod) {
+        Via::Stack
+    } else {
+        Via::Redirect
+    };
     // What goes nowhere leaves nothing behind.
-    if !choice.is_local && translate::is_at_its_end(packet, &work.flow)? {
+    if matches!(via, Via::Redirect) && translate::is_at_its_end(packet, &work.flow)? {
         return Err(DropReason::TtlExceeded);
     }
-    remember(node, work, &choice, now_ns)?;
-    send(packet, node, work, Done::NewFlow, now_ns)
+    remember(packet, node, work, &choice, via, now_ns)?;
+    Ok(translated(work, Done::NewFlow))
+}
+
+/// The key under which a frontend for packets of this tuple would be.
+#[inline(always)]
+fn dialled(tuple: &Tuple) -> FrontendKey {
+    FrontendKey {
+        addr: tuple.dst,
+        port_be: tuple.dst_port_be,
+        protocol: tuple.protocol,
+        zero: 0,
+    }
+}
+
+/// Whether `source` may dial the frontend. Asked before its endpoints are (BEHAVIOUR L3, R4).
+#[inline(always)]
+fn admit(node: &impl Node, frontend: &Frontend, source: &Addr) -> Result<(), DropReason> {
+    if frontend.flags & Frontend::SOURCE_RANGES == 0 || node.is_allowed(frontend.service, source) {
+        Ok(())
+    } else {
+        Err(DropReason::NotAllowed)
+    }
+}
+
+#[inline(always)]
+fn unserved(why: NoChoice) -> Result<Verdict, DropReason> {
+    match why {
+        NoChoice::NoEndpoints => Ok(Verdict::Reject(Refusal::NoEndpoints)),
+        NoChoice::NoLocalEndpoint => Err(DropReason::NoLocalEndpoint),
+        NoChoice::Damaged => Err(DropReason::TableDamaged),
+    }
+}
+
+/// A packet of no known flow, on its way out: no hook has translated it, and none will. If it is for
+/// a frontend that is served, it goes to whoever has that address.
+#[inline(always)]
+fn leaving(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
+    let is_reset = is_reset(flow);
+    if flow.tuple.protocol == Protocol::Tcp.number() && !flow.is_syn() && !is_reset {
+        // Of a connection that began; only beginnings are refused (BEHAVIOUR R6).
+        return Ok(Verdict::Pass(Passed::NotOurs));
+    }
+    let Some(frontend) = node.frontend(&dialled(&flow.tuple)) else {
+        return stranger(node, flow);
+    };
+    if frontend.flags & Frontend::NODE_ONLY != 0 {
+        return Ok(Verdict::Pass(Passed::NotOurs));
+    }
+    admit(node, &frontend, &flow.tuple.src)?;
+    match lack(node, frontend.service) {
+        None => Ok(Verdict::Pass(Passed::NotOurs)),
+        Some(_) if is_reset => Err(DropReason::StrayReset),
+        Some(why) => unserved(why),
+    }
+}
+
+#[inline(always)]
+fn is_reset(flow: &Flow) -> bool {
+    flow.tuple.protocol == Protocol::Tcp.number() && flow.tcp_flags & tcp::RST != 0
+}
+
+/// A packet of no known flow that no frontend is for. ClusterIPs are nobody's but the Services'
+/// (BEHAVIOUR A11-A13); left alone, it would go by the default route, and may come back.
+#[inline(always)]
+fn stranger(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
+    let is_reset = is_reset(flow);
+    if flow.tuple.protocol == Protocol::Tcp.number() && flow.tcp_flags & tcp::SYN == 0 && !is_reset
+    {
+        // Most of what passes: spare it the questions. No connection begins this way, and none to
+        // where beginnings are refused can go on.
+        return Ok(Verdict::Pass(Passed::NotOurs));
+    }
+    let dst = &flow.tuple.dst;
+    if node.frontend(&FrontendKey::of_address(*dst)).is_some() {
+        // A reset is never answered (RFC 9293 §3.10.7.1).
+        return if is_reset {
+            Err(DropReason::StrayReset)
+        } else {
+            Ok(Verdict::Reject(Refusal::UnknownPort))
+        };
+    }
+    if node.is_in_service_nets(dst) {
+        return Err(DropReason::UnallocatedClusterIp);
+    }
+    Ok(Verdict::Pass(Passed::NotOurs))
 }
 
 /// Writes both entries of a new flow.
 #[inline(always)]
 fn remember(
+    packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
     choice: &Choice,
+    via: Via,
     now_ns: u64,
 ) -> Result<(), DropReason> {
     let tuple = &work.flow.tuple;
@@ -438,11 +666,7 @@ fn remember(
         backend_id: choice.backend_id,
         proof: 0,
         direction: Direction::Original as u8,
-        via: if choice.is_local {
-            Via::Stack as u8
-        } else {
-            Via::Redirect as u8
-        },
+        via: via as u8,
         state: 0,
         zero: 0,
     };
@@ -450,20 +674,13 @@ fn remember(
     work.reply.src = frontend;
     work.reply.dst = client;
     work.reply.direction = Direction::Reply as u8;
-    // A client that is its own backend would answer itself, and never through us (BEHAVIOUR M4).
-    let is_hairpin = choice.address.addr == client.addr;
-    let mut keep_port = true;
-    if !choice.is_local || is_hairpin {
-        let mut ifindex = node.ifindex();
-        if !choice.is_local {
-            find_way(node, work)?;
-            ifindex = work.hop.ifindex;
-        }
+    let keep_port = matches!(via, Via::Stack);
+    if matches!(via, Via::Redirect) {
+        find_way(packet, node, work)?;
         let source = node
-            .device(ifindex)
+            .device(work.hop.ifindex)
             .and_then(|device| device.source_like(&client.addr));
         work.entry.src.addr = source.ok_or(DropReason::NoSource)?;
-        keep_port = false;
     }
     if !snat::claim(node, work, keep_port, now_ns) {
         return Err(DropReason::NoSnatPort);
@@ -475,15 +692,31 @@ fn remember(
     Ok(())
 }
 
-/// Makes of the packet what `work.entry` says, and sends it on.
+/// What becomes of a packet for which `work.entry` is the answer.
 #[inline(always)]
-fn send(
+fn translated(work: &Work, done: Done) -> Verdict {
+    match Via::from_number(work.entry.via) {
+        Via::Stack => Verdict::Stack(done),
+        Via::Redirect => Verdict::Redirect(done),
+    }
+}
+
+/// Makes of the packet what `work.entry` says, when [`decide`] has said that this is what is done.
+#[inline(always)]
+pub fn carry_out(
+    done: Done,
     packet: &mut impl Packet,
     node: &impl Node,
     work: &mut Work,
-    done: Done,
-    now_ns: u64,
-) -> Result<Verdict, DropReason> {
+) -> Verdict {
+    match rewrite(packet, node, work) {
+        Ok(()) => translated(work, done),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn rewrite(packet: &mut impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
     let redirect = matches!(Via::from_number(work.entry.via), Via::Redirect);
     if redirect && !translate::age(packet, &work.flow)? {
         return Err(DropReason::TtlExceeded);
@@ -494,13 +727,12 @@ fn send(
         translate::apply(packet, &work.flow, &work.entry)?;
     }
     if matches!(work.flow.kind, Kind::FirstFragment) {
-        tell_fragments(node, &work.flow, now_ns);
+        tell_fragments(node, &work.flow, node.now_ns());
     }
-    if !redirect {
-        return Ok(Verdict::Stack(done));
+    if redirect {
+        leave(packet, work)?;
     }
-    leave(packet, work)?;
-    Ok(Verdict::Redirect(done))
+    Ok(())
 }
 
 /// Gives the packet the form in which a redirection takes it: an Ethernet header without tags. The

@@ -68,48 +68,104 @@ fn flow_key(cookie: u64, peer: &SockAddr) -> UdpFlowKey {
     }
 }
 
-/// The frontend that a socket dials, if it is one for this socket.
+/// What a socket dials.
+enum Dialled {
+    Frontend(Frontend),
+    /// A ClusterIP, but no Service has this port and protocol there (BEHAVIOUR A11).
+    UndefinedPort,
+    Elsewhere,
+}
+
 #[inline(always)]
-fn dialled(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Option<Frontend> {
-    let frontend = socket.frontend(&frontend_key(protocol, to))?;
-    if frontend.flags & Frontend::NODE_ONLY != 0 && !socket.is_of_node() {
-        return None;
+fn dialled(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Dialled {
+    match socket.frontend(&frontend_key(protocol, to)) {
+        Some(frontend) if frontend.flags & Frontend::NODE_ONLY != 0 && !socket.is_of_node() => {
+            Dialled::Elsewhere
+        }
+        Some(frontend) => Dialled::Frontend(frontend),
+        None if socket.frontend(&FrontendKey::of_address(to.addr)).is_some() => {
+            Dialled::UndefinedPort
+        }
+        None => Dialled::Elsewhere,
     }
-    Some(frontend)
+}
+
+/// Whether the frontend's source ranges admit the socket, whose source address isn't known yet: the
+/// node's processes all or none, its pods all or none (BEHAVIOUR L3, L4).
+#[inline(always)]
+fn is_allowed(socket: &impl Socket, frontend: &Frontend) -> bool {
+    if frontend.flags & Frontend::SOURCE_RANGES == 0 {
+        return true;
+    }
+    let admitted = if socket.is_of_node() {
+        Frontend::NODE_ALLOWED
+    } else {
+        Frontend::PODS_ALLOWED
+    };
+    frontend.flags & admitted != 0
 }
 
 /// connect(2) to `to`.
 #[inline(always)]
 pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdict {
-    let Some(frontend) = dialled(socket, protocol, to) else {
-        connect_elsewhere(socket, protocol, to);
-        return Verdict::Pass;
+    let frontend = match dialled(socket, protocol, to) {
+        Dialled::Frontend(frontend) => frontend,
+        Dialled::UndefinedPort => {
+            socket.count(Counter::ConnectUndefinedPort);
+            return refuse_to_connect(socket, protocol, to, 0);
+        }
+        Dialled::Elsewhere => {
+            connect_elsewhere(socket, protocol, to);
+            return Verdict::Pass;
+        }
     };
+    if !is_allowed(socket, &frontend) {
+        forget_another(socket, protocol, to);
+        socket.count(Counter::ConnectNotAllowed);
+        return Verdict::Drop;
+    }
     match choose(socket, frontend.service) {
         Ok(choice) => {
             remember(socket, protocol, to, &choice);
             socket.count(Counter::ConnectTranslated);
             Verdict::Rewrite(choice.address)
         }
-        Err(NoChoice::NoEndpoints) if matches!(protocol, Protocol::Udp) && !socket.can_refuse() => {
+        Err(NoChoice::NoEndpoints) => {
             socket.count(Counter::ConnectRefused);
-            // connect() succeeds, so the socket is to work when there is an endpoint.
-            let parked = Choice {
-                backend_id: 0,
-                service: frontend.service,
-                address: SockAddr::parked(&to.addr),
-                is_local: false,
-            };
-            remember(socket, protocol, to, &parked);
-            Verdict::Rewrite(parked.address)
+            refuse_to_connect(socket, protocol, to, frontend.service)
         }
-        Err(why) => without_backend(
-            socket,
-            why,
-            Counter::ConnectRefused,
-            Counter::ConnectNoLocalEndpoint,
-        ),
+        Err(why) => {
+            forget_another(socket, protocol, to);
+            without_backend(
+                socket,
+                why,
+                Counter::ConnectRefused,
+                Counter::ConnectNoLocalEndpoint,
+            )
+        }
     }
+}
+
+/// Where UDP can't be refused, connect() succeeds, so the socket is to work when there is an endpoint
+/// of `service` (or such a port; then it is 0).
+#[inline(always)]
+fn refuse_to_connect(
+    socket: &impl Socket,
+    protocol: Protocol,
+    to: &SockAddr,
+    service: u32,
+) -> Verdict {
+    if !matches!(protocol, Protocol::Udp) || socket.can_refuse() {
+        return Verdict::Refuse;
+    }
+    let parked = Choice {
+        backend_id: 0,
+        service,
+        address: SockAddr::parked(&to.addr),
+        is_local: false,
+    };
+    remember(socket, protocol, to, &parked);
+    Verdict::Rewrite(parked.address)
 }
 
 /// What comes of a call for which there is no backend.
@@ -174,11 +230,28 @@ fn connect_elsewhere(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
     socket.forget_flow();
 }
 
+/// connect(2) succeeds, but leads nowhere for now. What the socket dialled before is over; if it was
+/// this, it is to be dialled again when there is a backend.
+#[inline(always)]
+fn forget_another(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
+    if matches!(protocol, Protocol::Udp)
+        && let Some(flow) = socket.flow()
+        && flow.frontend != *to
+    {
+        socket.forget_flow();
+    }
+}
+
 /// sendmsg(2) of a UDP socket that names the destination `to`.
 #[inline(always)]
 pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
-    let Some(frontend) = dialled(socket, Protocol::Udp, to) else {
-        return Verdict::Pass;
+    let frontend = match dialled(socket, Protocol::Udp, to) {
+        Dialled::Frontend(frontend) => frontend,
+        Dialled::UndefinedPort => {
+            socket.count(Counter::SendUndefinedPort);
+            return Verdict::Refuse;
+        }
+        Dialled::Elsewhere => return Verdict::Pass,
     };
     // A connected socket hears only its peer, so what it sends elsewhere than to its peer gets no
     // answer; what it sends to the name of its peer must go to its peer.
@@ -209,6 +282,11 @@ pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
             Some(_) => {}
             None => counter = Counter::SendMovedFlow,
         }
+    }
+    // Flows that are known go on, whatever becomes of the ranges.
+    if !is_allowed(socket, &frontend) {
+        socket.count(Counter::SendNotAllowed);
+        return Verdict::Drop;
     }
     match choose(socket, frontend.service) {
         Ok(choice) => {

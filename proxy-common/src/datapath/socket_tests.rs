@@ -413,3 +413,135 @@ mod node_port {
         assert_eq!(maps.counter(Counter::BindInUse), 5);
     }
 }
+
+mod undefined_port {
+    use super::*;
+
+    const OTHER_PORT: &str = "10.96.0.1:54";
+
+    fn known() -> Maps {
+        let mut maps = world(&[A], Empty::Refuse);
+        let entry = Frontend {
+            service: 0,
+            outside_service: 0,
+            kind: FrontendKind::ClusterIp as u8,
+            flags: 0,
+            zero: [0; 2],
+        };
+        maps.frontends
+            .insert(FrontendKey::of_address(at(VIP).addr), entry);
+        maps
+    }
+
+    #[test]
+    fn of_a_cluster_ip_is_refused_and_the_defined_one_is_not() {
+        let maps = known();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            assert_eq!(dial(&maps, protocol, OTHER_PORT), Verdict::Refuse);
+            assert_eq!(dial(&maps, protocol, VIP), rewrite(A));
+            assert_eq!(dial(&maps, protocol, ELSEWHERE), Verdict::Pass);
+        }
+        assert_eq!(send_to(&maps, OTHER_PORT), Verdict::Refuse);
+        assert_eq!(send_to(&maps, ELSEWHERE), Verdict::Pass);
+        assert_eq!(maps.counter(Counter::ConnectUndefinedPort), 2);
+        assert_eq!(maps.counter(Counter::SendUndefinedPort), 1);
+    }
+
+    #[test]
+    fn of_another_protocol_is_undefined_too() {
+        let mut maps = known();
+        maps.frontends
+            .remove(&frontend_key(Protocol::Udp, &at(VIP)));
+        assert_eq!(dial(&maps, Protocol::Udp, VIP), Verdict::Refuse);
+        assert_eq!(dial(&maps, Protocol::Tcp, VIP), rewrite(A));
+    }
+
+    #[test]
+    fn is_where_a_udp_socket_waits_if_the_kernel_cannot_refuse() {
+        let mut maps = known();
+        maps.cannot_refuse = true;
+        assert_eq!(dial(&maps, Protocol::Tcp, OTHER_PORT), Verdict::Refuse);
+        assert_eq!(dial(&maps, Protocol::Udp, OTHER_PORT), rewrite(PARK));
+        let flow = maps.socket(COOKIE).flow().unwrap();
+        assert_eq!((flow.frontend, flow.backend_id), (at(OTHER_PORT), 0));
+        // The port is defined: whoever waits there is dialled again.
+        let frontend = maps.frontends[&frontend_key(Protocol::Udp, &at(VIP))];
+        maps.frontends
+            .insert(frontend_key(Protocol::Udp, &at(OTHER_PORT)), frontend);
+        assert_eq!(dial(&maps, Protocol::Udp, OTHER_PORT), rewrite(A));
+    }
+}
+
+mod source_ranges {
+    use super::*;
+
+    /// The Service with source ranges that admit these.
+    fn limited(flags: u8) -> Maps {
+        let mut maps = world(&[A], Empty::Refuse);
+        for frontend in maps.frontends.values_mut() {
+            frontend.kind = FrontendKind::LoadBalancer as u8;
+            frontend.flags = Frontend::SOURCE_RANGES | flags;
+        }
+        maps
+    }
+
+    #[test]
+    fn admit_the_node_the_pods_both_or_neither() {
+        for (flags, node, pods) in [
+            (0, false, false),
+            (Frontend::NODE_ALLOWED, true, false),
+            (Frontend::PODS_ALLOWED, false, true),
+            (Frontend::NODE_ALLOWED | Frontend::PODS_ALLOWED, true, true),
+        ] {
+            let maps = limited(flags);
+            let expected = |admitted| if admitted { rewrite(A) } else { Verdict::Drop };
+            for (of_node, admitted) in [(true, node), (false, pods)] {
+                maps.of_node.set(of_node);
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    assert_eq!(dial(&maps, protocol, VIP), expected(admitted), "{flags}");
+                    maps.socket(COOKIE).forget_flow();
+                }
+                assert_eq!(send_to(&maps, VIP), expected(admitted), "{flags}");
+                maps.udp_flows.borrow_mut().clear();
+            }
+            let refused = u64::from(!node) + u64::from(!pods);
+            assert_eq!(maps.counter(Counter::ConnectNotAllowed), 2 * refused);
+            assert_eq!(maps.counter(Counter::SendNotAllowed), refused);
+        }
+    }
+
+    /// BEHAVIOUR R4: whoever is not admitted learns nothing.
+    #[test]
+    fn come_before_having_no_endpoints() {
+        let mut maps = limited(0);
+        switch(&mut maps, &[], Empty::Refuse);
+        assert_eq!(dial(&maps, Protocol::Tcp, VIP), Verdict::Drop);
+        assert_eq!(maps.counter(Counter::ConnectRefused), 0);
+    }
+
+    #[test]
+    fn that_close_leave_known_flows_alone() {
+        let mut maps = limited(Frontend::PODS_ALLOWED);
+        assert_eq!(send_to(&maps, VIP), rewrite(A));
+        for frontend in maps.frontends.values_mut() {
+            frontend.flags = Frontend::SOURCE_RANGES;
+        }
+        assert_eq!(send_to(&maps, VIP), rewrite(A));
+        switch(&mut maps, &[B], Empty::Refuse);
+        assert_eq!(send_to(&maps, VIP), Verdict::Drop);
+    }
+}
+
+#[test]
+fn a_call_that_leads_nowhere_ends_what_was_dialled_before_unless_it_was_the_same() {
+    let mut maps = world(&[A], Empty::Refuse);
+    assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(A));
+    switch(&mut maps, &[], Empty::Drop);
+    assert_eq!(dial(&maps, Protocol::Udp, VIP), Verdict::Drop);
+    assert!(maps.socket(COOKIE).flow().is_some());
+    let frontend = maps.frontends[&frontend_key(Protocol::Udp, &at(VIP))];
+    maps.frontends
+        .insert(frontend_key(Protocol::Udp, &at(ELSEWHERE)), frontend);
+    assert_eq!(dial(&maps, Protocol::Udp, ELSEWHERE), Verdict::Drop);
+    assert_eq!(maps.socket(COOKIE).flow(), None);
+}

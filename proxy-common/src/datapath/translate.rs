@@ -169,6 +169,27 @@ fn update_crc(packet: &mut impl Packet, flow: &Flow, change: u32) -> Result<(), 
     written(packet.store(place, &new.to_le_bytes(), Store::Balanced))
 }
 
+/// How large the packet is when it leaves, in bytes without the link layer: one that a device will cut
+/// counts as one of its parts. Of SCTP's such packets no part is known to be too large.
+#[inline(always)]
+pub fn size(packet: &impl Packet, flow: &Flow) -> Result<u32, Failure> {
+    let segment = packet.segment_size();
+    if segment == 0 || !matches!(flow.kind, Kind::Whole) {
+        return Ok(flow.end - flow.network);
+    }
+    let header = match flow.protocol() {
+        Some(Protocol::Tcp) => {
+            let [words] = packet
+                .load(flow.transport + 12)
+                .ok_or(Failure::NotWritten)?;
+            u32::from(words >> 4) * 4
+        }
+        Some(Protocol::Udp) => udp::LENGTH,
+        Some(Protocol::Sctp) | None => return Ok(0),
+    };
+    Ok(flow.transport - flow.network + header + segment)
+}
+
 /// Whether the packet has no hop left to go.
 #[inline(always)]
 pub fn is_at_its_end(packet: &impl Packet, flow: &Flow) -> Result<bool, Failure> {

@@ -2,8 +2,8 @@
 
 use super::{
     checksum::{Diff, updated, updated_partial},
-    link::ETHERNET_LENGTH,
-    packet::{Covered, Packet, Store},
+    link::{ETHERNET_LENGTH, Link},
+    packet::{Covered, MAX_SUM, Packet, Store},
 };
 
 /// A packet, and whether its transport checksum is left to the device.
@@ -12,6 +12,8 @@ pub struct Bytes {
     pub data: Vec<u8>,
     /// CHECKSUM_PARTIAL: the field holds the sum of the pseudo header only.
     pub partial: bool,
+    /// See [`Packet::segment_size`].
+    pub segment_size: u32,
 }
 
 impl Bytes {
@@ -19,6 +21,7 @@ impl Bytes {
         Self {
             data: data.into(),
             partial: false,
+            segment_size: 0,
         }
     }
 
@@ -97,6 +100,40 @@ impl Packet for Bytes {
     fn add_ethernet(&mut self) -> bool {
         self.data
             .splice(0..0, std::iter::repeat_n(0, ETHERNET_LENGTH as usize));
+        true
+    }
+
+    fn segment_size(&self) -> u32 {
+        self.segment_size
+    }
+
+    fn sum(&self, offset: u32, length: u32) -> Option<u32> {
+        let start = usize::try_from(offset).ok()?;
+        let length = usize::try_from(length).ok()?;
+        if length == 0 || length > MAX_SUM as usize {
+            return None;
+        }
+        let bytes = self.data.get(start..start.checked_add(length)?)?;
+        let sum = bytes.chunks(2).fold(0, |sum, pair| {
+            let second = pair.get(1).copied().unwrap_or(0);
+            sum + u32::from(u16::from_ne_bytes([pair[0], second]))
+        });
+        Some(sum)
+    }
+
+    fn cut(&mut self, length: u32) -> bool {
+        let Ok(length) = usize::try_from(length) else {
+            return false;
+        };
+        self.segment_size = 0;
+        let fits = length <= self.data.len();
+        self.data.truncate(length);
+        fits
+    }
+
+    fn make_room(&mut self, _: Link, length: u32) -> bool {
+        self.data
+            .splice(0..0, std::iter::repeat_n(0, length as usize));
         true
     }
 }

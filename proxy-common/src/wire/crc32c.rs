@@ -2,8 +2,10 @@
 //!
 //! CRC32c is linear: the checksums of two packets of one length differ by the CRC (without initial
 //! value) of where they differ. That is the four bytes of the ports followed by zeroes, and what
-//! zeroes do to a CRC is a multiplication by a power of x: four of them for any length, instead of
-//! a walk over up to 64 KiB that the verifier of Linux 5.10 would have to follow.
+//! zeroes do to a CRC is a multiplication by a power of x. By the hexadecimal digits of their number it
+//! is four of them for any length, and by those of the CRC each is eight look-ups: no walk over up to
+//! 64 KiB, and no step that depends on a bit. The verifiers of Linux 6.18 and later follow both ways of
+//! such a step also when it is arithmetic, `a & -bit`.
 
 /// The Castagnoli polynomial, bits reversed.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
@@ -11,37 +13,58 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// `x^0`: bits are reversed.
 const ONE: u32 = 1 << 31;
 
-/// `x^(8 * digit * 16^place)` modulo the polynomial: what zero bytes do, by the hexadecimal digits of
-/// their number. Looked up, because a choice would be a branch, and the verifier would follow all 2^16
-/// ways through them.
-static ZERO_BYTES: [[u32; 16]; 4] = {
-    let mut powers = [[ONE; 16]; 4];
+/// What every hexadecimal digit of a CRC becomes, by its place.
+type Product = [[u32; 16]; 8];
+
+/// `x^(8 * digit * 16^place)` times a CRC: what zero bytes do to it, by the digits of their number. 32 KiB.
+static ZERO_BYTES: [[Product; 16]; 4] = {
+    let mut products = [[[[0; 16]; 8]; 16]; 4];
     // x^8
     let mut step = ONE >> 8;
     let mut place = 0;
     while place < 4 {
-        let mut digit = 1;
+        let mut power = ONE;
+        let mut digit = 0;
         while digit < 16 {
-            powers[place][digit] = multiply(powers[place][digit - 1], step);
+            products[place][digit] = times(power);
+            power = multiply(power, step);
             digit += 1;
         }
-        step = multiply(powers[place][15], step);
+        step = power;
         place += 1;
     }
-    powers
+    products
 };
 
-/// `a * b` modulo the polynomial; no branch, for the verifier's sake.
-#[inline(always)]
+const fn times(factor: u32) -> Product {
+    let mut product = [[0; 16]; 8];
+    let mut place = 0;
+    while place < 8 {
+        let mut digit = 1_u32;
+        while digit < 16 {
+            let rest = digit & (digit - 1);
+            product[place][digit as usize] = if rest == 0 {
+                multiply(factor, digit << (4 * place))
+            } else {
+                product[place][rest as usize] ^ product[place][(digit ^ rest) as usize]
+            };
+            digit += 1;
+        }
+        place += 1;
+    }
+    product
+}
+
+/// `a * b` modulo the polynomial.
 const fn multiply(a: u32, b: u32) -> u32 {
     let mut product = 0;
     let mut b = b;
     let mut bit = 0;
     while bit < 32 {
-        let has_term = (a >> (31 - bit)) & 1;
-        product ^= b & 0_u32.wrapping_sub(has_term);
-        let overflows = b & 1;
-        b = (b >> 1) ^ (POLYNOMIAL & 0_u32.wrapping_sub(overflows));
+        if (a >> (31 - bit)) & 1 == 1 {
+            product ^= b;
+        }
+        b = (b >> 1) ^ if b & 1 == 1 { POLYNOMIAL } else { 0 };
         bit += 1;
     }
     product
@@ -56,8 +79,14 @@ pub fn change(change: u32, length: u32) -> u32 {
     let mut crc = change;
     let mut place = 0;
     while place < 4 {
-        let digit = (length >> (4 * place)) & 0xf;
-        crc = multiply(ZERO_BYTES[place][digit as usize], crc);
+        let product = &ZERO_BYTES[place][((length >> (4 * place)) & 0xf) as usize];
+        let mut next = 0;
+        let mut digit = 0;
+        while digit < 8 {
+            next ^= product[digit][((crc >> (4 * digit)) & 0xf) as usize];
+            digit += 1;
+        }
+        crc = next;
         place += 1;
     }
     crc

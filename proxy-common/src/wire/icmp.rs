@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6: which messages quote the packet they are about.
+//! ICMP and ICMPv6: which messages quote the packet they are about, and which ask for an echo.
 
 use super::link::Family;
 
@@ -15,6 +15,14 @@ pub const fn is_icmp(family: Family, protocol: u8) -> bool {
     match family {
         Family::V4 => protocol == ICMP,
         Family::V6 => protocol == ICMPV6,
+    }
+}
+
+#[inline(always)]
+pub const fn is_echo_request(family: Family, kind: u8) -> bool {
+    match family {
+        Family::V4 => kind == 8,
+        Family::V6 => kind == 128,
     }
 }
 

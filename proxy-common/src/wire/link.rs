@@ -29,6 +29,8 @@ impl Family {
 pub const ETHERNET_LENGTH: u32 = 14;
 pub const ETHERTYPE_V4: u16 = 0x0800;
 pub const ETHERTYPE_V6: u16 = 0x86dd;
+/// Tags in a frame that are looked behind.
+pub const MAX_TAGS: u32 = 2;
 /// 802.1Q and 802.1ad.
 const VLAN_TAGS: [u16; 2] = [0x8100, 0x88a8];
 

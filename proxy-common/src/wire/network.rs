@@ -23,6 +23,9 @@ pub struct Header {
     pub protocol: u8,
     pub fragment: Fragment,
     pub fragment_id: u32,
+    /// What routing may ask for beside addresses: IPv4's type of service; IPv6's traffic class and flow
+    /// label as they lie in the packet.
+    pub class: u32,
     /// Where what it carries begins.
     pub payload: u32,
     /// Where the packet ends by its own account; link-layer padding may follow.
@@ -113,6 +116,7 @@ fn parse_v4(packet: &impl Packet, offset: u32, extent: Extent) -> Result<Header,
         protocol: bytes[9],
         fragment,
         fragment_id: u32::from(half(&bytes, 4)),
+        class: u32::from(bytes[1]),
         payload: offset + header,
         end,
     })
@@ -149,6 +153,7 @@ fn parse_v6(packet: &impl Packet, offset: u32, extent: Extent) -> Result<Header,
         protocol: bytes[6],
         fragment: Fragment::Whole,
         fragment_id: 0,
+        class: word(&bytes, 0) & 0x0fff_ffff_u32.to_be(),
         payload: offset + V6_LENGTH,
         end,
     };

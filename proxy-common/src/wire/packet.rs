@@ -1,6 +1,9 @@
 //! Reaching the bytes of a packet. Implemented for the kernel's skb and by [`super::bytes::Bytes`].
 
-use super::checksum::Diff;
+use super::{checksum::Diff, link::Link};
+
+/// Bytes that [`Packet::sum`] takes at most.
+pub const MAX_SUM: u32 = 512;
 
 /// What a checksum of the transport layer is told about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,4 +54,20 @@ pub trait Packet {
     /// Puts an empty Ethernet header in front of a packet that came without one.
     #[must_use]
     fn add_ethernet(&mut self) -> bool;
+
+    /// Payload of each of the packets that a device is to cut this one into, in bytes; 0: it is one.
+    /// For SCTP it says nothing.
+    fn segment_size(&self) -> u32;
+
+    /// The sum of `length` bytes, 1 to [`MAX_SUM`], as they lie in memory from an even place on.
+    fn sum(&self, offset: u32, length: u32) -> Option<u32>;
+
+    /// Cuts off what is behind the first `length` bytes. It is one packet then.
+    #[must_use]
+    fn cut(&mut self, length: u32) -> bool;
+
+    /// Puts `length` bytes in front, with whatever in them, and IP begins there for the kernel if
+    /// there is no link layer; with one, what was its header has to be written anew.
+    #[must_use]
+    fn make_room(&mut self, link: Link, length: u32) -> bool;
 }

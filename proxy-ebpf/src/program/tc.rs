@@ -1,53 +1,164 @@
 //! Entries of the packet path. Each family of devices has its own pair, so that no packet has to ask
 //! whether its device has an Ethernet header.
+//!
+//! What an entry calls are global functions: the verifier goes through each of them once and by itself,
+//! not once for each way that leads there, and each has its stack of 512 bytes nearly to itself. Before
+//! 5.13 their arguments can only be the context and numbers; all else is in `KP_WORK`.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
 use proxy_common::{
-    datapath::path::{self, Hook, Verdict},
+    datapath::{
+        answer::{self, Cause},
+        lookup::Tables,
+        path::{self, Done, Hook, Verdict, Work},
+    },
     wire::link::Link,
 };
 
 use crate::{context::tc::Skb, maps};
 
+/// What the steps of a packet's story return beside what the program itself returns, which is below:
+/// that another step is to follow.
+mod next {
+    /// Added to a `Done`.
+    pub(super) const CARRY_OUT: i32 = 0x100;
+    /// Added to a `Cause`.
+    pub(super) const ANSWER: i32 = 0x200;
+}
+
+/// SAFETY of all uses: it is this CPU's own element, and no program of ours interrupts another; the kernel
+/// made it of zeroes, which are a value, and nobody but these programs writes it. No step calls another.
 #[inline(always)]
-fn run(ctx: TcContext, hook: Hook, link: Link) -> i32 {
-    let Some(work) = maps::WORK.get_ptr_mut(0) else {
-        return TC_ACT_OK;
+fn work() -> Option<*mut Work> {
+    maps::WORK.get_ptr_mut(0)
+}
+
+#[inline(always)]
+fn decide(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
+    let Some(work) = work() else {
+        return TC_ACT_UNSPEC;
     };
-    // SAFETY: this CPU's own element, and no program of ours interrupts another; the kernel made it of
-    // zeroes, which are a value, and nobody but these programs writes it.
+    // SAFETY: see `work`.
     let work = unsafe { &mut *work };
-    let node = Skb::new(ctx.skb.skb);
-    let mut packet = node;
-    match path::run(hook, link, &mut packet, &node, work) {
-        Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_OK,
-        Verdict::Redirect(_) => node.redirect(&work.hop),
-        Verdict::Reject | Verdict::Drop(_) => TC_ACT_SHOT,
+    let node = Skb::new(skb);
+    let verdict = path::decide(hook, link, &node, &node, work);
+    match verdict.done() {
+        Some(done) => next::CARRY_OUT + done as i32,
+        None => end(&node, verdict, work),
     }
 }
 
+/// What the program returns for a verdict, which is counted, or the step that is left.
+#[inline(always)]
+fn end(node: &Skb, verdict: Verdict, work: &Work) -> i32 {
+    node.count(verdict.counter());
+    match verdict {
+        // Not TC_ACT_OK, which would keep the packet from other programs of the device.
+        Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_UNSPEC,
+        Verdict::Redirect(_) => node.redirect(&work.hop),
+        Verdict::Reject(_) | Verdict::Drop(_) => match Cause::of(verdict) {
+            Some(cause) => next::ANSWER + cause as i32,
+            None => TC_ACT_SHOT,
+        },
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_ingress(skb: *mut __sk_buff) -> i32 {
+    decide(skb, Hook::Ingress, Link::Ethernet)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_egress(skb: *mut __sk_buff) -> i32 {
+    decide(skb, Hook::Egress, Link::Ethernet)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_ingress_ip(skb: *mut __sk_buff) -> i32 {
+    decide(skb, Hook::Ingress, Link::None)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_egress_ip(skb: *mut __sk_buff) -> i32 {
+    decide(skb, Hook::Egress, Link::None)
+}
+
+/// Makes of the packet what was decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_carry_out(skb: *mut __sk_buff, done: u32) -> i32 {
+    let Some(work) = work() else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: see `work`.
+    let work = unsafe { &mut *work };
+    let node = Skb::new(skb);
+    let mut packet = node;
+    let verdict = path::carry_out(Done::from_number(done), &mut packet, &node, work);
+    end(&node, verdict, work)
+}
+
+/// Answers the packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_answer(skb: *mut __sk_buff, cause: u32, hook: u32) -> i32 {
+    let Some(work) = work() else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: see `work`.
+    let work = unsafe { &*work };
+    let node = Skb::new(skb);
+    let mut packet = node;
+    if answer::answer(Cause::from_number(cause), &mut packet, &node, work) {
+        node.send_back(Hook::from_number(hook))
+    } else {
+        TC_ACT_SHOT
+    }
+}
+
+/// The steps behind the first, which returned `code`.
+#[inline(always)]
+fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
+    let mut code = code;
+    if code >= next::CARRY_OUT && code < next::ANSWER {
+        code = kp_carry_out(skb, (code - next::CARRY_OUT) as u32);
+    }
+    if code >= next::ANSWER {
+        code = kp_answer(skb, (code - next::ANSWER) as u32, hook as u32);
+    }
+    code
+}
+
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::Ingress, Link::Ethernet)
+    go_on(ctx.skb.skb, kp_ingress(ctx.skb.skb), Hook::Ingress)
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_egress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::Egress, Link::Ethernet)
+    go_on(ctx.skb.skb, kp_egress(ctx.skb.skb), Hook::Egress)
 }
 
 /// For devices without an Ethernet header.
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_ingress_ip(ctx: TcContext) -> i32 {
-    run(ctx, Hook::Ingress, Link::None)
+    go_on(ctx.skb.skb, kp_ingress_ip(ctx.skb.skb), Hook::Ingress)
 }
 
 /// For devices without an Ethernet header.
 #[classifier]
+#[inline(always)]
 pub(crate) fn kp_tc_egress_ip(ctx: TcContext) -> i32 {
-    run(ctx, Hook::Egress, Link::None)
+    go_on(ctx.skb.skb, kp_egress_ip(ctx.skb.skb), Hook::Egress)
 }

@@ -1,7 +1,7 @@
 use clap::Args;
 
 use super::{CliError, PinArgs};
-use crate::loader::{Pins, check_bpffs, check_node};
+use crate::loader::{Pins, check_bpffs, check_node, remove_filters};
 
 #[derive(Args, Debug)]
 pub(super) struct CleanupArgs {
@@ -16,7 +16,12 @@ pub(super) fn execute(args: &CleanupArgs) -> Result<(), CliError> {
     for item in &removed {
         println!("removed {} {}", item.what, item.path.display());
     }
-    if removed.is_empty() {
+    // Filters have no pins: they are found by their name, also when no pin is left.
+    let filters = super::block_on(remove_filters())?.map_err(CliError::Devices)?;
+    for (what, device) in &filters {
+        println!("removed {what} {device}");
+    }
+    if removed.is_empty() && filters.is_empty() {
         println!(
             "nothing of kube-portal below {}",
             args.pins.bpffs_root.display()

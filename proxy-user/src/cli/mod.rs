@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod run;
+mod snat_ports;
 mod status;
 
 use std::path::PathBuf;
@@ -47,6 +48,18 @@ struct PinArgs {
     bpffs_root: PathBuf,
 }
 
+/// Runs what asks netlink.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Io {
+            what: "the runtime",
+            source,
+        })?
+        .block_on(work))
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -67,6 +80,8 @@ pub enum CliError {
     /// With --bind-address-hard-fail.
     #[error("{0}")]
     Listen(String),
+    #[error("the filters of devices: {0}")]
+    Devices(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -82,6 +97,7 @@ impl CliError {
             | Self::Store(_)
             | Self::Source(_)
             | Self::Listen(_)
+            | Self::Devices(_)
             | Self::Io { .. } => 1,
         }
     }

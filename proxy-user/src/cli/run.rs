@@ -2,10 +2,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CliError, PinArgs};
+use proxy_common::abi::PortRange;
+
+use super::{CliError, PinArgs, snat_ports};
 use crate::{
     app,
-    loader::{Sizes, check_bpffs, check_cgroup, check_node, find_cgroup_root},
+    devices::{Choice, Pattern},
+    loader::{Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     model::NodePortScope,
     server::parse_bind_address,
     surfaces::SurfacesConfig,
@@ -64,6 +67,27 @@ pub(super) struct RunArgs {
     /// Room for this many UDP flows of unconnected sockets; the least recently used go first.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     max_udp_flows: u32,
+    /// Room for this many established flows of packets. One more works on, but among those half open.
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
+    max_flows: u32,
+    /// Room for this many flows of packets that are not established; the least recently used go first.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
+    max_half_open: u32,
+    /// Translate packets on these devices: names and globs, comma-separated [default: those with a
+    /// default route, an InternalIP of the Node or another global address, and tunnels]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    devices: Option<Vec<String>>,
+    /// Translate also what comes from pods by these devices: names and globs, comma-separated. For
+    /// pods whose sockets the socket path can't see, such as virtual machines.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pod_devices: Vec<String>,
+    /// How programs are attached to devices.
+    #[arg(long, value_enum, default_value_t)]
+    tc_attach: TcAttach,
+    /// Source ports for packets to backends elsewhere: outside the NodePort range and
+    /// net.ipv4.ip_local_port_range.
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = snat_ports::parse)]
+    snat_ports: PortRange,
 }
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
@@ -96,6 +120,19 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         metrics: bind("--metrics-bind-address", &args.metrics_bind_address, 10249)?,
         hard_fail: args.bind_address_hard_fail,
     };
+    let patterns = |flag: &str, values: &[String]| {
+        Pattern::parse_all(values).map_err(|error| CliError::Usage(format!("{flag}: {error}")))
+    };
+    let devices = Choice {
+        devices: args
+            .devices
+            .map(|values| patterns("--devices", &values))
+            .transpose()?,
+        pod_devices: patterns("--pod-devices", &args.pod_devices)?,
+    };
+    for line in snat_ports::overlaps(args.snat_ports, snat_ports::local_ports()) {
+        log::warn!("{line}");
+    }
     let config = app::Config {
         source: match args.manifests {
             Some(directory) => app::Source::Manifests(directory),
@@ -111,8 +148,13 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             backends: args.max_backends,
             sockets: args.max_sockets,
             udp_flows: args.max_udp_flows,
+            flows: args.max_flows,
+            half_open: args.max_half_open,
         },
         surfaces,
+        devices,
+        tc_attach: args.tc_attach,
+        snat_ports: args.snat_ports,
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

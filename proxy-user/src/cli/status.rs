@@ -2,9 +2,11 @@ use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
 
+use proxy_common::abi::map;
+
 use super::{CliError, PinArgs};
 use crate::{
-    loader::{Pins, check_bpffs, check_node},
+    loader::{FlowMap, PinError, Pins, check_bpffs, check_node, device_name, on_devices},
     maps::MapStore as _,
     status::Status,
 };
@@ -23,13 +25,20 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
     check_bpffs(&args.pins.bpffs_root)?;
     let pins = Pins::new(&args.pins.bpffs_root);
     let store = pins.open_store()?;
-    let status = Status::new(
+    let flows = FlowMap::from_pin(&pins.map(map::FLOWS)).map_err(PinError::from)?;
+    let count = flows.count().map_err(|source| CliError::Io {
+        what: "the map of flows",
+        source,
+    })?;
+    let on_devices = super::block_on(on_devices(&pins))?.map_err(CliError::Devices)?;
+    let mut status = Status::new(
         &store.observe()?,
         store.capacity(),
         store.socket_use(),
         &store.counters()?,
         pins.linked_programs(),
     );
+    status.set_packet_path(&on_devices, device_name, (count, flows.capacity()));
     let text = if args.json {
         serde_json::to_string_pretty(&status).map_err(|error| CliError::Io {
             what: "status",

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -14,10 +14,10 @@ use aya::{
     maps::Map,
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
-use proxy_common::abi::map;
+use proxy_common::abi::{FlowEntry, PortRange, Tuple, map};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Features, PinError, Pins, link::PinnedCgroupLink};
+use super::{Claim, Features, FlowMap, Mechanism, PacketPath, PinError, Pins, link::Link};
 use crate::maps::bpf::{BpfStore, OpenError};
 
 /// The kernel object; empty when it was not built.
@@ -42,6 +42,8 @@ pub enum LoadError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("the map {map}: {reason}")]
+    Map { map: &'static str, reason: String },
     #[error(transparent)]
     Pin(#[from] PinError),
     #[error(transparent)]
@@ -56,7 +58,18 @@ pub struct Sizes {
     pub backends: u32,
     pub sockets: u32,
     pub udp_flows: u32,
+    /// Flows of the packet path, two entries each.
+    pub flows: u32,
+    pub half_open: u32,
 }
+
+/// Packets whose fragments are on their way at one time.
+const FRAGMENTS: u32 = 8192;
+/// Devices of the node; each pod has one.
+const DEVICES: u32 = 4096;
+/// Of all Services together; tries take memory only for what is in them.
+const SOURCE_RANGES: u32 = 65_536;
+const SERVICE_NETS: u32 = 1024;
 
 impl Sizes {
     /// A Service that changes needs its old and its new slots at once, rounded up to a power of two.
@@ -64,9 +77,10 @@ impl Sizes {
         self.backends.saturating_mul(2).next_power_of_two()
     }
 
-    /// Kernel memory of the maps in bytes, roughly: what is allocated when they are made.
+    /// Kernel memory of the maps in bytes, roughly.
     pub fn memory_bytes(&self) -> u64 {
-        // Hash elements have a header of 48 bytes and a bucket of 16; LRU ones are as large.
+        const FLOW: u64 = (Tuple::SIZE + FlowEntry::SIZE) as u64;
+        // Tries allocate what they hold; all else is allocated when it is made. Hash elements have a header of 48 bytes and a bucket of 16; LRU ones are as large.
         let hash = |entries: u32, key_and_value: u64| u64::from(entries) * (key_and_value + 64);
         hash(self.frontends, 32)
             + u64::from(self.services) * 8
@@ -75,6 +89,19 @@ impl Sizes {
             + hash(self.sockets, 64)
             + hash(self.udp_flows, 48)
             + hash(self.udp_flows, 56)
+            + hash(self.flow_entries(), FLOW)
+            + hash(self.half_open_entries(), FLOW)
+            + hash(FRAGMENTS, 56)
+            + hash(DEVICES, 44)
+    }
+
+    /// One for each direction.
+    pub fn flow_entries(&self) -> u32 {
+        self.flows.saturating_mul(2)
+    }
+
+    pub fn half_open_entries(&self) -> u32 {
+        self.half_open.saturating_mul(2)
     }
 }
 
@@ -83,8 +110,7 @@ impl Sizes {
 pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
-    /// Holds the pins for this agent.
-    _claim: OwnedFd,
+    claim: Claim,
 }
 
 /// Maps are taken over from the pins where they exist.
@@ -92,6 +118,7 @@ pub fn load(
     pins: &Pins,
     features: Features,
     sizes: &Sizes,
+    snat_ports: PortRange,
 ) -> Result<(Loaded, BpfStore), LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
@@ -108,6 +135,8 @@ pub fn load(
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .override_global("NODE_NETNS", &features.node_netns, true)
+        .override_global("SNAT_FIRST_PORT", &snat_ports.first, true)
+        .override_global("SNAT_LAST_PORT", &snat_ports.last, true)
         .map_max_entries(map::FRONTENDS, sizes.frontends)
         .map_max_entries(map::SERVICES, sizes.services)
         .map_max_entries(map::NAMES, sizes.services)
@@ -115,12 +144,13 @@ pub fn load(
         .map_max_entries(map::SLOTS, sizes.slots())
         .map_max_entries(map::SOCKETS, sizes.sockets)
         .map_max_entries(map::UDP_FLOWS, sizes.udp_flows)
-        .map_max_entries(map::UDP_REVERSE, sizes.udp_flows);
-    // What only the packet path uses: the object is not loaded without them, so they are made as small
-    // as they can be, and go with the object.
-    for name in map::PACKET {
-        loader.map_max_entries(name, 1);
-    }
+        .map_max_entries(map::UDP_REVERSE, sizes.udp_flows)
+        .map_max_entries(map::FLOWS, sizes.flow_entries())
+        .map_max_entries(map::HALF_OPEN, sizes.half_open_entries())
+        .map_max_entries(map::FRAGMENTS, FRAGMENTS)
+        .map_max_entries(map::DEVICES, DEVICES)
+        .map_max_entries(map::SOURCE_RANGES, SOURCE_RANGES)
+        .map_max_entries(map::SERVICE_NETS, SERVICE_NETS);
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -142,7 +172,11 @@ pub fn load(
     }
     let store = BpfStore::open(|name| match ebpf.take_map(name) {
         Some(
-            Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data),
+            Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
+            | Map::Array(data)
+            | Map::PerCpuArray(data),
         ) => Ok(data),
         _ => Err(OpenError::Missing { map: name }),
     })?;
@@ -150,7 +184,7 @@ pub fn load(
         Loaded {
             ebpf,
             pins: pins.clone(),
-            _claim: claim,
+            claim,
         },
         store,
     ))
@@ -187,16 +221,30 @@ impl Loaded {
         attached.sort();
         Ok(attached)
     }
+
+    /// What remains once the socket programs are attached: the right to the pins, the packet
+    /// programs, and the flows.
+    pub fn into_packet_path(
+        mut self,
+        mechanism: Mechanism,
+    ) -> Result<(Claim, PacketPath, FlowMap), LoadError> {
+        let flows = FlowMap::new(match self.ebpf.take_map(map::FLOWS) {
+            Some(Map::HashMap(data)) => data,
+            _ => return Err(OpenError::Missing { map: map::FLOWS }.into()),
+        })?;
+        let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
+        Ok((self.claim, packet, flows))
+    }
 }
 
 /// Whether the pinned link, if there is one and it is this cgroup's, now runs the program.
 fn give_program(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> bool {
-    PinnedCgroupLink::open(pin).is_ok_and(|link| {
+    Link::open(pin).is_ok_and(|link| {
         link.cgroup_id().is_ok_and(|id| id == cgroup_id) && link.set_program(program).is_ok()
     })
 }
 
-/// Those are not attached to anything yet, so they are not loaded either.
+/// Those are loaded when a device needs them.
 fn is_packet_program(program: &Program) -> bool {
     matches!(program, Program::SchedClassifier(_))
 }
@@ -218,7 +266,7 @@ fn link(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::err
 }
 
 /// The whole chain in one line, the verifier's log last.
-fn reason(error: &dyn std::error::Error) -> String {
+pub(super) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

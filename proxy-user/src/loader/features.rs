@@ -18,6 +18,8 @@ pub struct Features {
     /// Cookie of this process's network namespace, which is the node's (SO_NETNS_COOKIE, Linux 5.14,
     /// e8b9eab99232). 0 on older kernels: there it must be the initial one.
     pub node_netns: u64,
+    /// Links for devices (Linux 6.6, e420bed02507).
+    pub tcx: bool,
 }
 
 impl Features {
@@ -30,6 +32,7 @@ impl Features {
             )
             .unwrap_or(false),
             node_netns: node_netns().unwrap_or(0),
+            tcx: super::link::has_tcx(),
         }
     }
 }

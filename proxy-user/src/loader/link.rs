@@ -1,23 +1,22 @@
-//! Pinned links, and giving one another program: the two bpf(2) calls that aya keeps to itself.
+//! Links of cgroups and of devices: made, pinned, found again, given another program.
 
 use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
 
-/// `enum bpf_cmd`, include/uapi/linux/bpf.h.
-const BPF_OBJ_GET: libc::c_int = 7;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BPF_LINK_UPDATE: libc::c_int = 29;
+use super::{
+    hook::Hook,
+    sys::{self, Attr, bpf, bpf_fd, number},
+};
 
-/// The anonymous structs of `union bpf_attr` for these commands.
 #[repr(C)]
-struct ObjGet {
+struct Obj {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
@@ -38,82 +37,151 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
-/// The head of `struct bpf_link_info` for a cgroup link.
+/// As `tcx` has it (Linux 6.6, e420bed02507).
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    zero: u32,
+    expected_revision: u64,
+}
+
+#[repr(C)]
+struct ProgQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    zero: u32,
+}
+
+// SAFETY: integers only; the path outlives each call that is given its address.
+unsafe impl Attr for Obj {}
+// SAFETY: integers only; `info` is a live struct of `info_len` bytes wherever this is used.
+unsafe impl Attr for InfoByFd {}
+// SAFETY: integers, no addresses.
+unsafe impl Attr for LinkUpdate {}
+// SAFETY: integers, no addresses.
+unsafe impl Attr for LinkCreate {}
+// SAFETY: integers only; `prog_ids` is null and `count` 0: nothing is written there.
+unsafe impl Attr for ProgQuery {}
+
+/// The head of `struct bpf_link_info`, and what it says of a cgroup's link or a device's.
 #[repr(C)]
 #[derive(Default)]
-struct CgroupLinkInfo {
+struct LinkInfo {
     link_type: u32,
     id: u32,
     prog_id: u32,
     pad: u32,
-    cgroup_id: u64,
+    /// A cgroup's inode number; of a device the index and the attach type.
+    target: [u32; 2],
     attach_type: u32,
     pad2: u32,
 }
 
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is one of the structs above, valid for its size; what it points to outlives
-    // the call, and the kernel writes only where the command says.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attr),
-            size_of::<T>(),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
+/// `BPF_LINK_TYPE_TCX`.
+const TYPE_TCX: u32 = 11;
 
-fn number(fd: RawFd) -> u32 {
-    u32::try_from(fd).expect("an open descriptor is not negative")
-}
-
-/// A link of a cgroup, by its pin.
 #[derive(Debug)]
-pub(super) struct PinnedCgroupLink {
+pub(super) struct Link {
     fd: OwnedFd,
 }
 
-impl PinnedCgroupLink {
+/// Where a device's link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AtDevice {
+    /// 0 if the device is gone, or somebody detached it.
+    pub(super) ifindex: u32,
+    pub(super) attach_type: u32,
+    pub(super) program_id: u32,
+}
+
+impl Link {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes())?;
-        let fd = bpf(
-            BPF_OBJ_GET,
-            &mut ObjGet {
+        let fd = bpf_fd(
+            sys::OBJ_GET,
+            &mut Obj {
                 pathname: path.as_ptr() as u64,
                 bpf_fd: 0,
                 file_flags: 0,
             },
         )?;
-        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just made this descriptor for us.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { fd })
+    }
+
+    /// Attaches a program to a device's hook, beside all others that are there.
+    pub(super) fn at_device(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<Self> {
+        let fd = bpf_fd(
+            sys::LINK_CREATE,
+            &mut LinkCreate {
+                prog_fd: number(program.as_raw_fd()),
+                target_ifindex: ifindex,
+                attach_type: hook.tcx(),
+                flags: hook.tcx_place(),
+                relative_fd: 0,
+                zero: 0,
+                expected_revision: 0,
+            },
+        )?;
+        Ok(Self { fd })
+    }
+
+    pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        bpf(
+            sys::OBJ_PIN,
+            &mut Obj {
+                pathname: path.as_ptr() as u64,
+                bpf_fd: number(self.fd.as_raw_fd()),
+                file_flags: 0,
+            },
+        )
+        .map(drop)
+    }
+
+    fn info(&self) -> io::Result<LinkInfo> {
+        let mut info = LinkInfo::default();
+        bpf(
+            sys::OBJ_GET_INFO_BY_FD,
+            &mut InfoByFd {
+                bpf_fd: number(self.fd.as_fd().as_raw_fd()),
+                info_len: sys::length::<LinkInfo>(),
+                info: std::ptr::from_mut(&mut info) as u64,
+            },
+        )?;
+        Ok(info)
     }
 
     /// Inode number of the cgroup it is attached to; 0 if that is gone.
     pub(super) fn cgroup_id(&self) -> io::Result<u64> {
-        let mut info = CgroupLinkInfo::default();
-        bpf(
-            BPF_OBJ_GET_INFO_BY_FD,
-            &mut InfoByFd {
-                bpf_fd: number(self.fd.as_raw_fd()),
-                info_len: u32::try_from(size_of::<CgroupLinkInfo>()).expect("a small struct"),
-                info: std::ptr::from_mut(&mut info) as u64,
-            },
-        )?;
-        Ok(info.cgroup_id)
+        let [low, high] = self.info()?.target.map(u32::to_ne_bytes);
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&low);
+        bytes[4..].copy_from_slice(&high);
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    /// `None` if it is no device's link.
+    pub(super) fn device(&self) -> io::Result<Option<AtDevice>> {
+        let info = self.info()?;
+        Ok((info.link_type == TYPE_TCX).then_some(AtDevice {
+            ifindex: info.target[0],
+            attach_type: info.target[1],
+            program_id: info.prog_id,
+        }))
     }
 
     /// From the next call on, the link runs `program` instead (Linux 5.7, 0c991ebc8c69).
     pub(super) fn set_program(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         bpf(
-            BPF_LINK_UPDATE,
+            sys::LINK_UPDATE,
             &mut LinkUpdate {
                 link_fd: number(self.fd.as_raw_fd()),
                 new_prog_fd: number(program.as_raw_fd()),
@@ -123,4 +191,22 @@ impl PinnedCgroupLink {
         )
         .map(drop)
     }
+}
+
+/// Whether devices take links: a kernel that doesn't know of them says EINVAL.
+pub(super) fn has_tcx() -> bool {
+    const LOOPBACK: u32 = 1;
+    let asked = bpf(
+        sys::PROG_QUERY,
+        &mut ProgQuery {
+            target_ifindex: LOOPBACK,
+            attach_type: Hook::Ingress.tcx(),
+            query_flags: 0,
+            attach_flags: 0,
+            prog_ids: 0,
+            count: 0,
+            zero: 0,
+        },
+    );
+    !matches!(asked, Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }

@@ -1,12 +1,23 @@
 //! Puts programs and maps into the kernel, and takes them out again.
 
 mod attach;
+mod batch;
+mod clsact;
 mod features;
+mod hook;
 mod link;
+mod packet;
 mod pins;
 mod preflight;
+mod sys;
 
 pub use attach::{LoadError, Loaded, OBJECT, Sizes, load};
+pub use batch::{FlowMap, Position};
 pub use features::Features;
-pub use pins::{PinError, Pins, Removed};
+pub use hook::Hook;
+pub use packet::{
+    Change, Mechanism, OnDevice, PacketPath, TcAttach, device_name, netlink, on_devices,
+    remove_filters,
+};
+pub use pins::{Claim, PinError, Pins, Removed};
 pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};

@@ -40,13 +40,17 @@ pub struct Removed {
     pub path: PathBuf,
 }
 
-/// `<bpffs>/kube-portal/v<ABI>/`: maps by name, links as `link_<program>`.
+/// `<bpffs>/kube-portal/v<ABI>/`: maps by name, links as `link_<program>`, those of devices as
+/// `link_<program>_at_<interface index>`.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
 }
 
 const LINK_PREFIX: &str = "link_";
+const MAP_PREFIX: &str = "KP_";
+/// Between program and interface index.
+const AT: &str = "_at_";
 /// Of a link that is about to take another's place. (bpffs has no names with a dot.)
 const FRESH_SUFFIX: &str = "_new";
 
@@ -69,15 +73,39 @@ impl Pins {
         self.directory().join(format!("{LINK_PREFIX}{program}"))
     }
 
-    /// Makes the directory and holds it for this process: two agents on the same maps would undo
-    /// one another's work. The lock goes with the returned descriptor.
-    pub fn claim(&self) -> Result<OwnedFd, PinError> {
+    pub(super) fn device_link(&self, program: &str, ifindex: u32) -> PathBuf {
+        self.link(&format!("{program}{AT}{ifindex}"))
+    }
+
+    /// Makes the directory and holds it for this process, and with it those of other versions: two
+    /// agents on the same maps would undo one another's work, and on other maps hide it.
+    pub fn claim(&self) -> Result<Claim, PinError> {
         let directory = self.directory();
         fs::create_dir_all(&directory).map_err(|source| PinError::Io {
             path: directory.clone(),
             source,
         })?;
-        self.lock(&directory)
+        let own = self.lock(&directory)?;
+        let others = self
+            .versions()?
+            .into_iter()
+            .filter(|path| *path != directory)
+            .map(|path| Ok((self.lock(&path)?, path)))
+            .collect::<Result<_, PinError>>()?;
+        Ok(Claim { _own: own, others })
+    }
+
+    /// The directories of all versions.
+    fn versions(&self) -> Result<Vec<PathBuf>, PinError> {
+        let entries = fs::read_dir(&self.root).map_err(|source| PinError::Io {
+            path: self.root.clone(),
+            source,
+        })?;
+        Ok(entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with('v'))
+            .map(|entry| entry.path())
+            .collect())
     }
 
     fn lock(&self, directory: &Path) -> Result<OwnedFd, PinError> {
@@ -124,17 +152,45 @@ impl Pins {
                 let name = entry.file_name().into_string().ok()?;
                 Some(name.strip_prefix(LINK_PREFIX)?.to_owned())
             })
-            .filter(|program| !program.ends_with(FRESH_SUFFIX))
+            .filter(|program| !program.ends_with(FRESH_SUFFIX) && !program.contains(AT))
             .collect();
         programs.sort();
         programs
     }
 
+    /// Links of devices, by their pins.
+    pub(super) fn device_links(&self) -> Vec<DeviceLink> {
+        let entries = fs::read_dir(self.directory()).into_iter().flatten();
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let (_, ifindex) = name.strip_prefix(LINK_PREFIX)?.split_once(AT)?;
+                Some(DeviceLink {
+                    ifindex: ifindex.parse().ok()?,
+                    path: entry.path(),
+                })
+            })
+            .collect()
+    }
+
     /// Puts `link` in the place of the program's earlier link, if any: there is no moment without
     /// either.
     pub fn replace_link(&self, program: &str, link: FdLink) -> Result<(), PinError> {
-        let path = self.link(program);
-        let fresh = self.link(&format!("{program}{FRESH_SUFFIX}"));
+        self.replace_pin(&self.link(program), |fresh| {
+            link.pin(fresh).map(drop).map_err(std::io::Error::other)
+        })
+    }
+
+    /// The same with whatever `pin` pins at the path it is given.
+    pub(super) fn replace_pin(
+        &self,
+        path: &Path,
+        pin: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), PinError> {
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(FRESH_SUFFIX);
+        let fresh = PathBuf::from(fresh);
         // Left by an agent that died right here; its link goes with it.
         match fs::remove_file(&fresh) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -145,67 +201,128 @@ impl Pins {
             }
             Ok(()) | Err(_) => {}
         }
-        let pinned = link.pin(&fresh).map_err(|error| PinError::Bpf {
+        pin(&fresh).map_err(|source| PinError::Io {
             path: fresh.clone(),
-            reason: error.to_string(),
+            source,
         })?;
-        fs::rename(&fresh, &path).map_err(|source| PinError::Io { path, source })?;
-        drop(pinned);
-        Ok(())
+        fs::rename(&fresh, path).map_err(|source| PinError::Io {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Removes everything of ours below the bpffs root, links first; what is not ours is left and
     /// keeps its directory.
     pub fn remove_all(&self) -> Result<Vec<Removed>, PinError> {
         let mut removed = Vec::new();
-        let io_error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| PinError::Io { path, source }
-        };
         if !self.root.exists() {
             return Ok(removed);
         }
-        let versions = fs::read_dir(&self.root).map_err(io_error(&self.root))?;
-        for version in versions.flatten() {
-            let directory = version.path();
-            if !version.file_name().to_string_lossy().starts_with('v') {
-                continue;
-            }
-            let _lock = self.lock(&directory)?;
-            let mut paths: Vec<PathBuf> = fs::read_dir(&directory)
-                .map_err(io_error(&directory))?
-                .flatten()
-                .map(|entry| entry.path())
-                .collect();
-            let is_link = |path: &PathBuf| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX))
-            };
-            paths.sort_by_key(|path| (!is_link(path), path.clone()));
-            for path in paths {
-                let what = if is_link(&path) {
-                    // Opening it proves that it is a link before it goes.
-                    PinnedLink::from_pin(&path)
-                        .map_err(|error| PinError::Bpf {
-                            path: path.clone(),
-                            reason: error.to_string(),
-                        })?
-                        .unpin()
-                        .map_err(io_error(&path))?;
-                    "link and program"
-                } else if map::ALL.iter().any(|name| path.ends_with(name)) {
-                    fs::remove_file(&path).map_err(io_error(&path))?;
-                    "map"
-                } else {
-                    continue;
-                };
-                removed.push(Removed { what, path });
-            }
-            remove_empty(&directory, &mut removed);
+        // All are held before anything goes.
+        let locked = self
+            .versions()?
+            .into_iter()
+            .map(|path| Ok((self.lock(&path)?, path)))
+            .collect::<Result<Vec<(OwnedFd, PathBuf)>, PinError>>()?;
+        for (_lock, directory) in &locked {
+            remove_links(directory, |_| true, &mut removed)?;
+            remove_maps(directory, &mut removed)?;
+            remove_empty(directory, &mut removed);
         }
         remove_empty(&self.root, &mut removed);
         Ok(removed)
     }
+}
+
+/// A device's link, by its pin.
+#[derive(Clone, Debug)]
+pub(super) struct DeviceLink {
+    pub(super) ifindex: u32,
+    pub(super) path: PathBuf,
+}
+
+/// The pins are this process's, as long as this lives.
+#[derive(Debug)]
+pub struct Claim {
+    _own: OwnedFd,
+    /// Of agents of another version, which don't run.
+    others: Vec<(OwnedFd, PathBuf)>,
+}
+
+impl Claim {
+    /// Detaches the socket programs of other versions: ours are attached, and the first to see a
+    /// connection remembers it.
+    pub fn retire_socket_links(&self) -> Result<Vec<Removed>, PinError> {
+        let mut removed = Vec::new();
+        for (_, directory) in &self.others {
+            remove_links(directory, |name| !name.contains(AT), &mut removed)?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes all else of other versions.
+    pub fn retire(&mut self) -> Result<Vec<Removed>, PinError> {
+        let mut removed = Vec::new();
+        for (_lock, directory) in self.others.drain(..) {
+            remove_links(&directory, |_| true, &mut removed)?;
+            remove_maps(&directory, &mut removed)?;
+            remove_empty(&directory, &mut removed);
+        }
+        Ok(removed)
+    }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    let path = path.to_owned();
+    move |source| PinError::Io { path, source }
+}
+
+/// Pins whose names begin so, sorted.
+fn pins_in(directory: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>, PinError> {
+    let mut pins: Vec<(String, PathBuf)> = fs::read_dir(directory)
+        .map_err(io_error(directory))?
+        .flatten()
+        .map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, entry.path())
+        })
+        .filter(|(name, _)| name.starts_with(prefix))
+        .collect();
+    pins.sort();
+    Ok(pins)
+}
+
+fn remove_links(
+    directory: &Path,
+    which: impl Fn(&str) -> bool,
+    removed: &mut Vec<Removed>,
+) -> Result<(), PinError> {
+    for (name, path) in pins_in(directory, LINK_PREFIX)? {
+        if !which(&name) {
+            continue;
+        }
+        // Opening it proves that it is a link before it goes.
+        PinnedLink::from_pin(&path)
+            .map_err(|error| PinError::Bpf {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?
+            .unpin()
+            .map_err(io_error(&path))?;
+        removed.push(Removed {
+            what: "link and program",
+            path,
+        });
+    }
+    Ok(())
+}
+
+fn remove_maps(directory: &Path, removed: &mut Vec<Removed>) -> Result<(), PinError> {
+    for (_, path) in pins_in(directory, MAP_PREFIX)? {
+        fs::remove_file(&path).map_err(io_error(&path))?;
+        removed.push(Removed { what: "map", path });
+    }
+    Ok(())
 }
 
 /// A directory that still holds something of others stays.

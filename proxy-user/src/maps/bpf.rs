@@ -2,20 +2,30 @@
 
 use std::fmt;
 
-use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{
+    HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray,
+    lpm_trie::{Key, LpmTrie},
+};
+use ipnet::IpNet;
 use proxy_common::abi::{
-    Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SocketFlow, map,
+    Addr, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SocketFlow,
+    SourceRange, map,
 };
 
 use super::{
-    Capacity, MapStore, Observed, SharedArrayError, StoreError, shared_array::SharedArray,
+    Capacity, MapStore, Observed, SharedArrayError, StoreError, prefix, shared_array::SharedArray,
 };
-use crate::plan::Step;
+use crate::plan::{Step, address_entry};
 
 type Bytes<const N: usize> = [u8; N];
 
 /// `BPF_ANY`.
 const ANY: u64 = 0;
+
+/// Of the tries only the keys say anything.
+const PRESENT: u32 = 1;
+/// Before the bits of a source range come those of its service.
+const SERVICE_BITS: u32 = 32;
 
 pub struct BpfStore {
     frontends: BpfHashMap<MapData, Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>>,
@@ -27,7 +37,13 @@ pub struct BpfStore {
     sockets: BpfHashMap<MapData, u64, Bytes<{ SocketFlow::SIZE }>>,
     socket_capacity: u32,
     counters: PerCpuArray<MapData, u64>,
+    source_ranges: LpmTrie<MapData, Bytes<{ SourceRange::SIZE }>, u32>,
+    source_range_capacity: u32,
+    service_nets: LpmTrie<MapData, Bytes<ADDR_SIZE>, u32>,
+    service_net_capacity: u32,
 }
+
+const ADDR_SIZE: usize = size_of::<Addr>();
 
 impl fmt::Debug for BpfStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,6 +75,10 @@ impl BpfStore {
         let frontend_capacity = capacity(map::FRONTENDS, &frontends)?;
         let sockets = open(map::SOCKETS)?;
         let socket_capacity = capacity(map::SOCKETS, &sockets)?;
+        let source_ranges = open(map::SOURCE_RANGES)?;
+        let source_range_capacity = capacity(map::SOURCE_RANGES, &source_ranges)?;
+        let service_nets = open(map::SERVICE_NETS)?;
+        let service_net_capacity = capacity(map::SERVICE_NETS, &service_nets)?;
         fn typed<T>(map: &'static str, result: Result<T, MapError>) -> Result<T, OpenError> {
             result.map_err(|source| OpenError::Open { map, source })
         }
@@ -81,6 +101,16 @@ impl BpfStore {
                 map::COUNTERS,
                 PerCpuArray::try_from(Map::PerCpuArray(open(map::COUNTERS)?)),
             )?,
+            source_ranges: typed(
+                map::SOURCE_RANGES,
+                LpmTrie::try_from(Map::LpmTrie(source_ranges)),
+            )?,
+            source_range_capacity,
+            service_nets: typed(
+                map::SERVICE_NETS,
+                LpmTrie::try_from(Map::LpmTrie(service_nets)),
+            )?,
+            service_net_capacity,
         })
     }
 
@@ -110,6 +140,23 @@ impl BpfStore {
         self.backends.load(id).map(Backend::from_bytes)
     }
 
+    fn put_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<(), StoreError> {
+        self.frontends
+            .insert(key.to_bytes(), frontend.to_bytes(), ANY)
+            .map_err(map_error(
+                map::FRONTENDS,
+                self.frontend_capacity,
+                "give the agent a larger --max-frontends",
+            ))
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), StoreError> {
+        removed(self.frontends.remove(&key.to_bytes())).map_err(|source| StoreError::Map {
+            map: map::FRONTENDS,
+            source,
+        })
+    }
+
     /// Connected sockets that are remembered now, and for how many there is room.
     pub fn socket_use(&self) -> (usize, u32) {
         (self.sockets.keys().flatten().count(), self.socket_capacity)
@@ -127,16 +174,16 @@ fn in_range<T>(array: &SharedArray, index: u32, result: Option<T>) -> Result<T, 
 fn map_error(
     map: &'static str,
     capacity: u32,
-    flag: &'static str,
+    remedy: &'static str,
 ) -> impl Fn(MapError) -> StoreError {
     move |source| {
         let no_room = matches!(&source, MapError::SyscallError(error)
-            if error.io_error.raw_os_error() == Some(E2BIG));
+            if matches!(error.io_error.raw_os_error(), Some(E2BIG | ENOSPC)));
         if no_room {
             StoreError::Full {
                 map,
                 capacity,
-                flag,
+                remedy,
             }
         } else {
             StoreError::Map { map, source }
@@ -144,7 +191,26 @@ fn map_error(
     }
 }
 
+/// What a hash says that is full, and what a trie says.
 const E2BIG: i32 = 7;
+const ENOSPC: i32 = 28;
+
+fn source_range_key(service: u32, range: &IpNet) -> Key<Bytes<{ SourceRange::SIZE }>> {
+    let (addr, bits) = prefix::of_net(range);
+    Key::new(
+        SERVICE_BITS + bits,
+        SourceRange { service, addr }.to_bytes(),
+    )
+}
+
+fn service_net_key(net: &IpNet) -> Key<Bytes<ADDR_SIZE>> {
+    let (addr, bits) = prefix::of_net(net);
+    // The bytes of an address alone: those behind the service.
+    let bytes = SourceRange { service: 0, addr }.to_bytes();
+    let mut key = [0; ADDR_SIZE];
+    key.copy_from_slice(&bytes[bytes.len() - ADDR_SIZE..]);
+    Key::new(bits, key)
+}
 
 /// Removing what is not there is done already.
 fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
@@ -166,6 +232,8 @@ impl MapStore for BpfStore {
             services: self.services.capacity(),
             backends: self.backends.capacity(),
             slots: self.slots.capacity(),
+            source_ranges: self.source_range_capacity,
+            service_nets: self.service_net_capacity,
         }
     }
 
@@ -177,7 +245,7 @@ impl MapStore for BpfStore {
                 .map_err(map_error(
                     map::NAMES,
                     self.services.capacity(),
-                    "--max-services",
+                    "give the agent a larger --max-services",
                 )),
             Step::WriteBackend { id, backend } => in_range(
                 &self.backends,
@@ -195,19 +263,44 @@ impl MapStore for BpfStore {
                 *service,
                 self.services.store_u64(*service, word.0),
             ),
-            Step::PutFrontend { key, frontend } => self
-                .frontends
-                .insert(key.to_bytes(), frontend.to_bytes(), ANY)
+            Step::PutFrontend { key, frontend } => self.put_frontend(key, frontend),
+            Step::RemoveFrontend { key } => self.remove_frontend(key),
+            Step::PutAddress { ip } => {
+                let (key, entry) = address_entry(*ip);
+                self.put_frontend(&key, &entry)
+            }
+            Step::RemoveAddress { ip } => self.remove_frontend(&address_entry(*ip).0),
+            Step::PutSourceRange { service, range } => self
+                .source_ranges
+                .insert(&source_range_key(*service, range), PRESENT, ANY)
                 .map_err(map_error(
-                    map::FRONTENDS,
-                    self.frontend_capacity,
-                    "--max-frontends",
+                    map::SOURCE_RANGES,
+                    self.source_range_capacity,
+                    "write fewer and wider loadBalancerSourceRanges",
                 )),
-            Step::RemoveFrontend { key } => removed(self.frontends.remove(&key.to_bytes()))
-                .map_err(|source| StoreError::Map {
-                    map: map::FRONTENDS,
+            Step::RemoveSourceRange { service, range } => {
+                let key = source_range_key(*service, range);
+                removed(self.source_ranges.remove(&key)).map_err(|source| StoreError::Map {
+                    map: map::SOURCE_RANGES,
                     source,
-                }),
+                })
+            }
+            Step::PutServiceNet { net } => self
+                .service_nets
+                .insert(&service_net_key(net), PRESENT, ANY)
+                .map_err(map_error(
+                    map::SERVICE_NETS,
+                    self.service_net_capacity,
+                    "write fewer and wider ServiceCIDRs",
+                )),
+            Step::RemoveServiceNet { net } => {
+                removed(self.service_nets.remove(&service_net_key(net))).map_err(|source| {
+                    StoreError::Map {
+                        map: map::SERVICE_NETS,
+                        source,
+                    }
+                })
+            }
             Step::ClearBackend { id } => {
                 // The service makes a backend valid: it goes first, and alone.
                 let cleared = self.backends.load(*id).map(|bytes| Backend {
@@ -265,6 +358,33 @@ impl MapStore for BpfStore {
                     .collect();
                 observed.slots.insert(first, ids);
             }
+        }
+        for key in self.source_ranges.keys() {
+            let key = key.map_err(|source| StoreError::Map {
+                map: map::SOURCE_RANGES,
+                source,
+            })?;
+            let SourceRange { service, addr } = SourceRange::from_bytes(key.data());
+            let bits = key.prefix_len().checked_sub(SERVICE_BITS);
+            if let Some(range) = bits.and_then(|bits| prefix::net(&addr, bits)) {
+                observed
+                    .source_ranges
+                    .entry(service)
+                    .or_default()
+                    .insert(range);
+            }
+        }
+        for key in self.service_nets.keys() {
+            let key = key.map_err(|source| StoreError::Map {
+                map: map::SERVICE_NETS,
+                source,
+            })?;
+            let mut bytes = [0; SourceRange::SIZE];
+            bytes[SourceRange::SIZE - ADDR_SIZE..].copy_from_slice(&key.data());
+            let SourceRange { addr, .. } = SourceRange::from_bytes(bytes);
+            observed
+                .service_nets
+                .extend(prefix::net(&addr, key.prefix_len()));
         }
         for id in 1..self.backends.capacity() {
             if let Some(backend) = self.backend(id).filter(|backend| backend.service != 0) {

@@ -1,14 +1,15 @@
 //! The maps in memory, for tests: writes go where the host build of the datapath reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use ipnet::IpNet;
 use proxy_common::{
-    abi::{Backend, Counter, ServiceName, ServiceWord, map},
+    abi::{Addr, Backend, Counter, ServiceName, ServiceWord, map},
     datapath::fake::Maps,
 };
 
-use super::{Capacity, MapStore, Observed, StoreError};
-use crate::plan::Step;
+use super::{Capacity, MapStore, Observed, StoreError, prefix};
+use crate::plan::{Step, address_entry};
 
 #[derive(Debug)]
 pub struct FakeStore {
@@ -45,6 +46,13 @@ fn bounded(map: &'static str, index: u32, capacity: u32) -> Result<(), StoreErro
     }
 }
 
+fn nets(prefixes: &[(Addr, u32)]) -> BTreeSet<IpNet> {
+    prefixes
+        .iter()
+        .filter_map(|(addr, bits)| prefix::net(addr, *bits))
+        .collect()
+}
+
 impl MapStore for FakeStore {
     fn capacity(&self) -> Capacity {
         self.capacity
@@ -56,7 +64,7 @@ impl MapStore for FakeStore {
                 return Err(StoreError::Full {
                     map: map::FRONTENDS,
                     capacity: self.capacity.frontends,
-                    flag: "--max-frontends",
+                    remedy: "none",
                 });
             }
             *left -= 1;
@@ -85,6 +93,39 @@ impl MapStore for FakeStore {
             }
             Step::RemoveFrontend { key } => {
                 self.maps.frontends.remove(key);
+            }
+            Step::PutAddress { ip } => {
+                let (key, entry) = address_entry(*ip);
+                self.maps.frontends.insert(key, entry);
+            }
+            Step::RemoveAddress { ip } => {
+                self.maps.frontends.remove(&address_entry(*ip).0);
+            }
+            Step::PutSourceRange { service, range } => {
+                let ranges = self.maps.source_ranges.entry(*service).or_default();
+                let prefix = prefix::of_net(range);
+                if !ranges.contains(&prefix) {
+                    ranges.push(prefix);
+                }
+            }
+            Step::RemoveSourceRange { service, range } => {
+                if let Some(ranges) = self.maps.source_ranges.get_mut(service) {
+                    ranges.retain(|known| *known != prefix::of_net(range));
+                    if ranges.is_empty() {
+                        self.maps.source_ranges.remove(service);
+                    }
+                }
+            }
+            Step::PutServiceNet { net } => {
+                let prefix = prefix::of_net(net);
+                if !self.maps.service_nets.contains(&prefix) {
+                    self.maps.service_nets.push(prefix);
+                }
+            }
+            Step::RemoveServiceNet { net } => {
+                self.maps
+                    .service_nets
+                    .retain(|known| *known != prefix::of_net(net));
             }
             Step::ClearBackend { id } => {
                 self.maps.backends.remove(id);
@@ -128,6 +169,13 @@ impl MapStore for FakeStore {
             words,
             slots,
             backends,
+            source_ranges: self
+                .maps
+                .source_ranges
+                .iter()
+                .map(|(service, ranges)| (*service, nets(ranges)))
+                .collect(),
+            service_nets: nets(&self.maps.service_nets),
         })
     }
 

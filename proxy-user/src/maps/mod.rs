@@ -1,15 +1,17 @@
 //! Where a plan is carried out, and what is found there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use ipnet::IpNet;
 use proxy_common::abi::{
     ABI_VERSION, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord,
 };
 
-use crate::plan::Step;
+use crate::plan::{Step, address_of};
 
 pub mod bpf;
 pub mod fake;
+mod prefix;
 mod shared_array;
 
 pub use shared_array::SharedArrayError;
@@ -17,13 +19,11 @@ pub use shared_array::SharedArrayError;
 /// A map refused a write or couldn't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error(
-        "the map {map} has no room for another entry (capacity {capacity}): give the agent a larger {flag}"
-    )]
+    #[error("the map {map} has no room for another entry (capacity {capacity}): {remedy}")]
     Full {
         map: &'static str,
         capacity: u32,
-        flag: &'static str,
+        remedy: &'static str,
     },
     #[error("the map {map}: {source}")]
     Map {
@@ -45,6 +45,8 @@ pub struct Capacity {
     pub services: u32,
     pub backends: u32,
     pub slots: u32,
+    pub source_ranges: u32,
+    pub service_nets: u32,
 }
 
 /// Everything the agent owns in the maps, as found.
@@ -58,6 +60,19 @@ pub struct Observed {
     pub slots: HashMap<u32, Vec<u32>>,
     /// Backends with a service, by id.
     pub backends: HashMap<u32, Backend>,
+    /// By service id.
+    pub source_ranges: HashMap<u32, BTreeSet<IpNet>>,
+    pub service_nets: BTreeSet<IpNet>,
+}
+
+impl Observed {
+    /// Frontends without the addresses that are known as such.
+    pub fn frontend_count(&self) -> usize {
+        self.frontends
+            .keys()
+            .filter(|key| address_of(key).is_none())
+            .count()
+    }
 }
 
 /// The maps: of the kernel, or in memory.

@@ -9,11 +9,13 @@ mod address;
 mod node;
 mod problem;
 mod service;
+mod service_cidr;
 mod slice;
 
 pub use node::{node, node_gone};
 pub use problem::{Problem, Reason};
 pub use service::{service, service_gone};
+pub use service_cidr::{service_cidr, service_cidr_gone};
 pub use slice::{slice, slice_gone};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -12,5 +12,5 @@ mod state;
 pub use local::{HealthCheck, LocalState, WithoutLocal};
 pub use node_port::{NodePortScope, ScopeError};
 pub use object::*;
-pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope};
+pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope, SourceRanges};
 pub use state::{Model, Note};

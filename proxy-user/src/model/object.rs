@@ -3,8 +3,9 @@
 //!
 //! Nothing here is optional because the API made it so: defaults are applied by [`super::ingest`].
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::Protocol;
 use serde::{Deserialize, Serialize};
@@ -31,11 +32,13 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// The kinds that must be listed before anything is written (BEHAVIOUR W5).
+/// The kinds that come in lists. Nothing is written before the first two have been listed (BEHAVIOUR
+/// W5); nobody waits for the third.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     Service,
     EndpointSlice,
+    ServiceCidr,
 }
 
 impl fmt::Display for Kind {
@@ -43,6 +46,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceCidr => "ServiceCIDR",
         })
     }
 }
@@ -69,6 +73,9 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with ipMode nil or VIP (BEHAVIOUR A9).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, by family: who may dial the load balancer's addresses. A
+    /// family that is not there is open to all; an empty list admits nobody.
+    pub source_ranges: BTreeMap<Family, Vec<IpNet>>,
     pub ports: Vec<ServicePort>,
     pub internal_policy: TrafficPolicy,
     /// `Local` only where kube-proxy honours it (BEHAVIOUR E12).
@@ -177,6 +184,8 @@ pub struct Node {
     /// Whether it stays: neither being deleted nor about to be taken away by the cluster autoscaler
     /// (`NodeEligible` in `pkg/proxy/healthcheck/proxy_health.go`). `None` without a Node object.
     pub eligible: Option<bool>,
+    /// `spec.podCIDRs`; empty where they are not known.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// What a source tells the model. A list is `ListStarted`, the objects, `Listed`: whatever was known
@@ -189,6 +198,9 @@ pub enum Event {
     ServiceGone(ObjectName),
     SliceApplied(EndpointSlice),
     SliceGone(ObjectName),
+    /// A ServiceCIDR, by its name.
+    ServiceCidrApplied(Arc<str>, Vec<IpNet>),
+    ServiceCidrGone(Arc<str>),
     NodeChanged(Node),
     /// The addresses on this node's devices. Sorted.
     LocalAddresses(Vec<IpAddr>),

@@ -1,10 +1,13 @@
 //! What the model asks for: the hand-over from `model` to `plan`.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
+
+use ipnet::IpNet;
 
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
@@ -30,6 +33,14 @@ pub struct PortKey {
 }
 
 impl PortKey {
+    /// The same port's list of the whole cluster.
+    pub fn of_cluster(&self) -> Self {
+        Self {
+            scope: Scope::Cluster,
+            ..self.clone()
+        }
+    }
+
     /// `namespace/name:port`, the port's name left out if it has none.
     pub fn service_port_name(&self) -> String {
         if self.port.is_empty() {
@@ -85,6 +96,22 @@ pub struct PortSnapshot {
     /// Backends that get no new connections but keep the flows they have: they still serve
     /// (BEHAVIOUR C2). Sorted, disjoint from `chosen`.
     pub kept: Vec<SocketAddr>,
+    /// Those of both that are pods or processes of this node.
+    pub local: BTreeSet<SocketAddr>,
     /// What to do when nothing is chosen.
     pub empty: Empty,
+    /// `externalTrafficPolicy: Local`: clients from outside get what the same port has in
+    /// [`Scope::Local`], wherever they dial but at a ClusterIP (BEHAVIOUR E8).
+    pub outside_is_local: bool,
+    /// Who may dial the load balancer's addresses; `None`: anyone.
+    pub source_ranges: Option<SourceRanges>,
+}
+
+/// Source ranges of one family, and whom of this node they admit (BEHAVIOUR L1-L4).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    /// Without host bits.
+    pub ranges: BTreeSet<IpNet>,
+    pub admit_node: bool,
+    pub admit_pods: bool,
 }

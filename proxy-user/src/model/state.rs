@@ -7,12 +7,13 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use super::{
     Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node, NodePortScope,
-    ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, TrafficPolicy,
+    ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges, TrafficPolicy,
     claims::{Claim, Claims},
     policy,
 };
@@ -87,11 +88,15 @@ pub struct Model {
     slice_service: HashMap<ObjectName, ObjectName>,
     claims: Claims,
     node_ports: NodePortScope,
+    /// Sorted.
     local_ips: Vec<IpAddr>,
     /// Where NodePorts answer: what `node_ports` selects of `local_ips`.
     node_port_ips: Vec<IpAddr>,
     services: List,
     slices: List,
+    service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
+    service_cidr_list: List,
+    service_nets_touched: bool,
     touched: BTreeSet<ObjectName>,
     /// When what touched Services since the last call happened out there, as far as it is known.
     triggers: Vec<Timestamp>,
@@ -107,6 +112,11 @@ impl Model {
         };
         model.select_node_port_ips();
         model
+    }
+
+    /// Those of the Node object; empty without one.
+    pub fn internal_ips(&self) -> &[IpAddr] {
+        &self.node.internal_ips
     }
 
     /// Whether both kinds have been listed; before that nothing may be written (BEHAVIOUR W5).
@@ -151,6 +161,12 @@ impl Model {
         }
     }
 
+    /// The ServiceCIDRs, if they are known and may have changed since the last call.
+    pub fn take_service_nets(&mut self) -> Option<BTreeSet<IpNet>> {
+        std::mem::take(&mut self.service_nets_touched)
+            .then(|| self.service_cidrs.values().flatten().copied().collect())
+    }
+
     pub fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
@@ -184,16 +200,25 @@ impl Model {
                 self.set_slice(slice);
             }
             Event::SliceGone(name) => self.remove_slice(&name),
-            Event::LocalAddresses(ips) => {
-                self.local_ips = ips;
-                self.select_node_port_ips();
+            Event::ServiceCidrApplied(name, nets) => {
+                self.saw(Kind::ServiceCidr, &ObjectName::new("", &name));
+                self.service_cidrs.insert(name, nets);
+                self.touch_service_nets();
             }
+            Event::ServiceCidrGone(name) => {
+                self.service_cidrs.remove(&name);
+                self.touch_service_nets();
+            }
+            Event::LocalAddresses(ips) => self.set_local_ips(ips),
             Event::NodeChanged(node) => {
                 if node != self.node {
-                    let same_place = node.name == self.node.name && node.zone == self.node.zone;
+                    let decides = node.name != self.node.name
+                        || node.zone != self.node.zone
+                        || node.internal_ips != self.node.internal_ips
+                        || node.pod_cidrs != self.node.pod_cidrs;
                     self.node = node;
-                    // The zone and the name decide for every Service.
-                    if !same_place {
+                    // Where endpoints are, and whom source ranges admit. Its taints decide nothing here.
+                    if decides {
                         self.touched.extend(self.entries.keys().cloned());
                     }
                     self.select_node_port_ips();
@@ -206,6 +231,7 @@ impl Model {
         match kind {
             Kind::Service => &mut self.services,
             Kind::EndpointSlice => &mut self.slices,
+            Kind::ServiceCidr => &mut self.service_cidr_list,
         }
     }
 
@@ -243,7 +269,43 @@ impl Model {
                     self.remove_slice(&name);
                 }
             }
+            Kind::ServiceCidr => {
+                self.service_cidrs
+                    .retain(|name, _| seen.contains(&ObjectName::new("", name)));
+                self.touch_service_nets();
+            }
         }
+    }
+
+    /// Half of the first list would take away what an earlier agent knew.
+    fn touch_service_nets(&mut self) {
+        self.service_nets_touched |= self.service_cidr_list.was_complete();
+    }
+
+    /// Touches the Services for which it makes a difference.
+    fn set_local_ips(&mut self, mut ips: Vec<IpAddr>) {
+        ips.sort_unstable();
+        if ips == self.local_ips {
+            return;
+        }
+        let before = std::mem::replace(&mut self.local_ips, ips);
+        let moved: HashSet<IpAddr> = {
+            let differs = |ip: &IpAddr, other: &[IpAddr]| other.binary_search(ip).is_err();
+            let gone = before.iter().filter(|ip| differs(ip, &self.local_ips));
+            let come = self.local_ips.iter().filter(|ip| differs(ip, &before));
+            gone.chain(come).copied().collect()
+        };
+        for (name, entry) in &self.entries {
+            let endpoints = || entry.slices.values().flat_map(|slice| &slice.endpoints);
+            let concerned = entry.service.as_ref().is_some_and(|service| {
+                !service.source_ranges.is_empty()
+                    || endpoints().any(|endpoint| moved.contains(&endpoint.address))
+            });
+            if concerned {
+                self.touched.insert(name.clone());
+            }
+        }
+        self.select_node_port_ips();
     }
 
     fn set_service(&mut self, name: &ObjectName, service: Option<Service>) {
@@ -346,8 +408,12 @@ impl Model {
         let Some(entry) = self.entries.get_mut(name) else {
             return Vec::new();
         };
-        let (snapshots, notes) =
-            snapshots(name, entry, &self.claims, &self.node, &self.node_port_ips);
+        let here = Here {
+            node: &self.node,
+            local_ips: &self.local_ips,
+            node_port_ips: &self.node_port_ips,
+        };
+        let (snapshots, notes) = snapshots(name, entry, &self.claims, &here);
         self.notes.extend(
             notes
                 .iter()
@@ -357,14 +423,70 @@ impl Model {
         entry.notes = notes;
         snapshots
     }
+
+    /// The addresses at which nothing but the Service's ports may be dialled (BEHAVIOUR A11).
+    pub fn cluster_ips(&self, name: &ObjectName) -> Vec<IpAddr> {
+        self.entries
+            .get(name)
+            .and_then(|entry| entry.service.as_ref())
+            .map(|service| service.cluster_ips.clone())
+            .unwrap_or_default()
+    }
+}
+
+/// Where the agent runs.
+struct Here<'a> {
+    node: &'a Node,
+    local_ips: &'a [IpAddr],
+    node_port_ips: &'a [IpAddr],
+}
+
+impl Here<'_> {
+    /// Whether the endpoint's packets reach it without leaving the node: it is a pod of this node, or
+    /// a process that was given as an address only, as those of the Service `kubernetes` are.
+    fn has(&self, address: &SocketAddr, endpoint: &Endpoint) -> bool {
+        policy::is_local(endpoint, self.node) || self.local_ips.binary_search(&address.ip()).is_ok()
+    }
+
+    /// kube-proxy asks for the Node's own address (BEHAVIOUR L4); where there is no Node object, any
+    /// address of the node will do.
+    fn admits_node(&self, ranges: &[IpNet]) -> bool {
+        let ips = if self.node.internal_ips.is_empty() {
+            self.local_ips
+        } else {
+            &self.node.internal_ips
+        };
+        ips.iter()
+            .filter(|ip| !ip.is_loopback())
+            .any(|ip| ranges.iter().any(|range| range.contains(ip)))
+    }
+
+    /// Whether every pod of this node is admitted, as far as that can be told.
+    fn admits_pods(&self, ranges: &[IpNet], family: Family) -> bool {
+        let mut cidrs = self
+            .node
+            .pod_cidrs
+            .iter()
+            .filter(|cidr| Family::of(&cidr.addr()) == family)
+            .peekable();
+        cidrs.peek().is_some() && cidrs.all(|cidr| ranges.iter().any(|range| range.contains(cidr)))
+    }
+
+    fn source_ranges(&self, service: &Service, family: Family) -> Option<SourceRanges> {
+        let ranges = service.source_ranges.get(&family)?;
+        Some(SourceRanges {
+            ranges: ranges.iter().copied().collect(),
+            admit_node: self.admits_node(ranges),
+            admit_pods: self.admits_pods(ranges, family),
+        })
+    }
 }
 
 fn snapshots(
     name: &ObjectName,
     entry: &Entry,
     claims: &Claims,
-    node: &Node,
-    node_port_ips: &[IpAddr],
+    here: &Here<'_>,
 ) -> (Vec<PortSnapshot>, Vec<Note>) {
     let mut notes = Vec::new();
     let Some(service) = &entry.service else {
@@ -378,7 +500,7 @@ fn snapshots(
     let mut families = HashSet::new();
     for port in &service.ports {
         for family in [Family::V4, Family::V6] {
-            let wanted = frontends_of(service, port, family, node_port_ips);
+            let wanted = frontends_of(service, port, family, here.node_port_ips);
             if wanted.is_empty() {
                 continue;
             }
@@ -401,7 +523,7 @@ fn snapshots(
                 family,
                 owned,
                 &entry.slices,
-                node,
+                here,
             ));
         }
     }
@@ -421,7 +543,8 @@ fn snapshots(
     (snapshots, notes)
 }
 
-/// Every address of the port in one family; an address of several kinds has the first.
+/// Every address of the port in one family; an address of several kinds has the first. One that is a
+/// load balancer's too has its source ranges.
 fn frontends_of(
     service: &Service,
     port: &ServicePort,
@@ -437,11 +560,11 @@ fn frontends_of(
         |ips: &[IpAddr], kind| -> Vec<_> { ips.iter().map(|ip| (*ip, port.port, kind)).collect() };
     let candidates = at_port(&service.cluster_ips, FrontendKind::ClusterIp)
         .into_iter()
-        .chain(at_port(&service.external_ips, FrontendKind::ExternalIp))
         .chain(at_port(
             &service.load_balancer_ips,
             FrontendKind::LoadBalancer,
         ))
+        .chain(at_port(&service.external_ips, FrontendKind::ExternalIp))
         .chain(node_port.into_iter().flat_map(|node_port| {
             node_port_ips
                 .iter()
@@ -481,14 +604,15 @@ fn claims_of(service: &Service, node_port_ips: &[IpAddr]) -> Vec<(FrontendAddres
     claims
 }
 
-/// One snapshot, or two when the ClusterIP sees only the endpoints of this node.
+/// One snapshot for each list of endpoints that somebody asks for: those of the whole cluster, and
+/// those of this node.
 fn port_snapshots(
     service: &Service,
     port: &ServicePort,
     family: Family,
     frontends: Vec<(FrontendAddress, FrontendKind)>,
     slices: &BTreeMap<ObjectName, EndpointSlice>,
-    node: &Node,
+    here: &Here<'_>,
 ) -> Vec<PortSnapshot> {
     let merged = merge(slices.values(), &port.name, port.protocol, family);
     let endpoints: Vec<&Endpoint> = merged.values().copied().collect();
@@ -500,12 +624,18 @@ fn port_snapshots(
             || !service.load_balancer_ips.is_empty()
             || port.node_port.is_some(),
     };
-    let choice = policy::categorize(&endpoints, &policies, node);
+    let choice = policy::categorize(&endpoints, &policies, here.node);
     let snapshot = |scope: Scope, frontends, list: &[usize]| {
         let chosen: Vec<SocketAddr> = list.iter().map(|&i| addresses[i]).collect();
-        let kept = (0..endpoints.len())
+        let kept: Vec<SocketAddr> = (0..endpoints.len())
             .filter(|&i| endpoints[i].serving && chosen.binary_search(&addresses[i]).is_err())
             .map(|i| addresses[i])
+            .collect();
+        let local = chosen
+            .iter()
+            .chain(&kept)
+            .filter(|address| here.has(address, merged[*address]))
+            .copied()
             .collect();
         PortSnapshot {
             key: PortKey {
@@ -523,18 +653,34 @@ fn port_snapshots(
             },
             chosen,
             kept,
+            local,
+            outside_is_local: false,
+            source_ranges: None,
         }
     };
-    if service.internal_policy == TrafficPolicy::Cluster {
-        return vec![snapshot(Scope::Cluster, frontends, &choice.cluster)];
-    }
     let (internal, external): (Vec<_>, Vec<_>) = frontends
         .into_iter()
         .partition(|(_, kind)| *kind == FrontendKind::ClusterIp);
-    let mut snapshots = vec![snapshot(Scope::Local, internal, &choice.local)];
-    if !external.is_empty() {
-        // Clients on this node are let through to all endpoints (BEHAVIOUR E9, E10).
-        snapshots.push(snapshot(Scope::Cluster, external, &choice.cluster));
+    let outside_is_local = service.external_policy == TrafficPolicy::Local && !external.is_empty();
+    let mut snapshots = Vec::with_capacity(2);
+    // Pods and processes of this node get all endpoints at external addresses, whatever the policy
+    // (BEHAVIOUR E9, E10).
+    let (to_local, to_cluster) = match service.internal_policy {
+        TrafficPolicy::Cluster => (Vec::new(), [internal, external].concat()),
+        TrafficPolicy::Local => (internal, external),
+    };
+    if service.internal_policy == TrafficPolicy::Local || outside_is_local {
+        snapshots.push(snapshot(Scope::Local, to_local, &choice.local));
+    }
+    if service.internal_policy == TrafficPolicy::Cluster || !to_cluster.is_empty() {
+        let balanced = to_cluster
+            .iter()
+            .any(|(_, kind)| *kind == FrontendKind::LoadBalancer);
+        snapshots.push(PortSnapshot {
+            outside_is_local,
+            source_ranges: here.source_ranges(service, family).filter(|_| balanced),
+            ..snapshot(Scope::Cluster, to_cluster, &choice.cluster)
+        });
     }
     snapshots
 }

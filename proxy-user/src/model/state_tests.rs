@@ -29,6 +29,7 @@ fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
         cluster_ips: ips.iter().map(|text| ip(text)).collect(),
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges: BTreeMap::new(),
         ports: vec![port("", 80)],
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
@@ -286,6 +287,194 @@ fn notes_are_said_once_and_again_when_they_come_back() {
     assert_eq!([said(&mut model, "old"), said(&mut model, "old")], [1, 0]);
 }
 
+/// A NodePort Service whose external policy is Local, and its endpoints by node.
+fn outside_local(endpoints: &[(&str, Option<&str>)]) -> Model {
+    let mut a = service("a", 1, &["10.96.0.1"]);
+    a.external_policy = TrafficPolicy::Local;
+    a.external_ips = vec![ip("192.0.2.1")];
+    let mut s = slice("s", "a", &["10.0.0.1"]);
+    s.endpoints = endpoints
+        .iter()
+        .map(|(address, node)| Endpoint {
+            node: node.map(Into::into),
+            ..endpoint(address)
+        })
+        .collect();
+    let node = Node {
+        name: "n1".into(),
+        ..Node::default()
+    };
+    let mut model = Model::new(node, NodePortScope::Primary);
+    model.apply(Event::ServiceApplied(a));
+    model.apply(Event::SliceApplied(s));
+    model
+}
+
+#[test]
+fn e8_to_e10_outside_gets_the_local_list_and_the_node_all() {
+    let mut model = outside_local(&[("10.0.0.1", Some("n1")), ("10.0.0.2", Some("n2"))]);
+    let desired = model.desired(&name("a"));
+    let [local, cluster] = desired.as_slice() else {
+        panic!("{desired:?}");
+    };
+    assert_eq!((local.key.scope, local.frontends.len()), (Scope::Local, 0));
+    assert_eq!(local.chosen, ["10.0.0.1:8080".parse().unwrap()]);
+    assert_eq!(cluster.key.scope, Scope::Cluster);
+    assert!(cluster.outside_is_local);
+    assert_eq!((cluster.frontends.len(), cluster.chosen.len()), (2, 2));
+}
+
+#[test]
+fn e8_an_empty_local_list_drops_if_there_are_endpoints_elsewhere_and_refuses_otherwise() {
+    for (endpoints, expected) in [
+        (&[("10.0.0.2", Some("n2"))][..], Empty::Drop),
+        (&[], Empty::Refuse),
+    ] {
+        let local = &outside_local(endpoints).desired(&name("a"))[0];
+        assert_eq!((local.chosen.len(), local.empty), (0, expected));
+    }
+}
+
+#[test]
+fn e12_without_an_address_for_the_outside_there_is_no_local_list() {
+    let mut a = service("a", 1, &["10.96.0.1"]);
+    a.external_policy = TrafficPolicy::Local;
+    let mut model = model([Event::ServiceApplied(a)]);
+    let desired = model.desired(&name("a"));
+    assert_eq!(desired.len(), 1);
+    assert!(!desired[0].outside_is_local);
+}
+
+#[test]
+fn a_backend_is_local_by_its_node_or_by_its_address() {
+    let mut model = outside_local(&[
+        ("10.0.0.1", Some("n1")),
+        ("10.0.0.2", Some("n2")),
+        ("192.168.0.2", None),
+    ]);
+    model.apply(Event::ServiceApplied(service("other", 1, &["10.96.0.9"])));
+    let local = |model: &mut Model| -> Vec<String> {
+        let desired = model.desired(&name("a"));
+        let cluster = desired.last().expect("a snapshot");
+        cluster.local.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(local(&mut model), ["10.0.0.1:8080"]);
+    model.take_touched();
+    model.apply(Event::LocalAddresses(vec![
+        ip("192.168.0.2"),
+        ip("10.9.9.9"),
+    ]));
+    // Nobody else is looked at.
+    assert_eq!(model.take_touched(), [name("a")].into());
+    assert_eq!(local(&mut model), ["10.0.0.1:8080", "192.168.0.2:8080"]);
+    model.apply(Event::LocalAddresses(vec![ip("192.168.0.2")]));
+    assert!(model.take_touched().is_empty());
+    model.apply(Event::LocalAddresses(Vec::new()));
+    assert_eq!(model.take_touched(), [name("a")].into());
+    assert_eq!(local(&mut model), ["10.0.0.1:8080"]);
+}
+
+#[test]
+fn l4_source_ranges_admit_the_node_by_its_address_and_pods_by_all_their_ranges() {
+    let limits = |ranges: &[&str], node: Node, local: &[&str]| {
+        let mut a = service("a", 1, &["10.96.0.1"]);
+        a.load_balancer_ips = vec![ip("192.0.2.1")];
+        let ranges = ranges.iter().map(|net| net.parse().unwrap()).collect();
+        a.source_ranges = BTreeMap::from([(Family::V4, ranges)]);
+        let mut model = Model::new(node, NodePortScope::Primary);
+        model.apply(Event::LocalAddresses(local.iter().map(|i| ip(i)).collect()));
+        model.apply(Event::ServiceApplied(a));
+        let limits = model.desired(&name("a")).remove(0).source_ranges;
+        limits.map(|limits| (limits.admit_node, limits.admit_pods))
+    };
+    let node = |cidrs: &[&str]| Node {
+        internal_ips: vec![ip("192.168.0.2")],
+        pod_cidrs: cidrs.iter().map(|net| net.parse().unwrap()).collect(),
+        ..Node::default()
+    };
+    let pods = &["10.1.0.0/24", "fd01::/64", "10.2.0.0/24"];
+    for (ranges, node, local, expected) in [
+        (
+            &["203.0.113.0/24"][..],
+            node(pods),
+            &["203.0.113.9"][..],
+            (false, false),
+        ),
+        (&["192.168.0.0/24"], node(pods), &[], (true, false)),
+        (&["10.1.0.0/16"], node(pods), &[], (false, false)),
+        (
+            &["10.1.0.0/16", "10.2.0.0/16"],
+            node(pods),
+            &[],
+            (false, true),
+        ),
+        (
+            &["10.1.0.128/25", "10.2.0.0/16"],
+            node(pods),
+            &[],
+            (false, false),
+        ),
+        // What is not known admits nobody.
+        (&["10.0.0.0/8"], node(&["fd01::/64"]), &[], (false, false)),
+        // Without a Node object, the node is where its addresses are.
+        (
+            &["10.9.0.0/16"],
+            Node::default(),
+            &["10.9.0.1"],
+            (true, false),
+        ),
+        (
+            &["127.0.0.0/8"],
+            Node::default(),
+            &["127.0.0.1"],
+            (false, false),
+        ),
+        (&[], node(pods), &[], (false, false)),
+    ] {
+        assert_eq!(limits(ranges, node, local), Some(expected), "{ranges:?}");
+    }
+}
+
+#[test]
+fn l1_source_ranges_are_those_of_load_balancer_addresses() {
+    let mut a = service("a", 1, &["10.96.0.1"]);
+    a.external_ips = vec![ip("192.0.2.1"), ip("192.0.2.2")];
+    a.source_ranges = BTreeMap::from([(Family::V4, Vec::new())]);
+    let mut model = model([Event::ServiceApplied(a.clone())]);
+    assert_eq!(model.desired(&name("a"))[0].source_ranges, None);
+    a.load_balancer_ips = vec![ip("192.0.2.1")];
+    model.apply(Event::ServiceApplied(a));
+    let desired = model.desired(&name("a"));
+    assert!(desired[0].source_ranges.is_some());
+    let kinds: Vec<_> = desired[0].frontends.iter().map(|(_, kind)| *kind).collect();
+    // An address of both kinds is limited.
+    assert_eq!(
+        kinds,
+        [
+            FrontendKind::ClusterIp,
+            FrontendKind::LoadBalancer,
+            FrontendKind::ExternalIp
+        ]
+    );
+}
+
+#[test]
+fn half_of_the_first_list_of_service_cidrs_is_not_told() {
+    let net: IpNet = "10.96.0.0/12".parse().unwrap();
+    let mut model = model([
+        Event::ListStarted(Kind::ServiceCidr),
+        Event::ServiceCidrApplied("kubernetes".into(), vec![net]),
+    ]);
+    assert_eq!(model.take_service_nets(), None);
+    model.apply(Event::Listed(Kind::ServiceCidr));
+    assert_eq!(model.take_service_nets(), Some([net].into()));
+    assert_eq!(model.take_service_nets(), None);
+    model.apply(Event::ListStarted(Kind::ServiceCidr));
+    model.apply(Event::Listed(Kind::ServiceCidr));
+    assert_eq!(model.take_service_nets(), Some(BTreeSet::new()));
+    assert!(!model.is_ready());
+}
+
 mod any_order {
     use super::*;
 
@@ -302,17 +491,32 @@ mod any_order {
             0i64..3,
             prop::collection::btree_set(ips(), 1..3),
             prop::collection::btree_set(ips(), 0..2),
-            any::<bool>(),
-            any::<bool>(),
-            any::<bool>(),
+            any::<[bool; 4]>(),
+            prop::option::of(pick(&["10.0.0.0/8", "192.168.0.0/24", "fd00::/8"])),
         )
             .prop_map(
-                |(text, created, ips, external, local, two_ports, node_port)| {
+                |(
+                    text,
+                    created,
+                    ips,
+                    external,
+                    [local, outside_local, two_ports, node_port],
+                    range,
+                )| {
                     let ips: Vec<&str> = ips.into_iter().collect();
                     let mut service = service(text, created, &ips);
                     service.external_ips = external.into_iter().map(ip).collect();
                     if local {
                         service.internal_policy = TrafficPolicy::Local;
+                    }
+                    if outside_local {
+                        service.external_policy = TrafficPolicy::Local;
+                    }
+                    if let Some(range) = range {
+                        let range: IpNet = range.parse().expect("a range");
+                        service.load_balancer_ips = vec![ip("192.0.2.1"), ip("fd97::1")];
+                        service.source_ranges =
+                            BTreeMap::from([(Family::of(&range.addr()), vec![range])]);
                     }
                     if two_ports {
                         service.ports.push(port("b", 81));
@@ -327,7 +531,7 @@ mod any_order {
 
     fn any_slice() -> impl Strategy<Value = EndpointSlice> {
         let endpoint = (
-            pick(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+            pick(&["10.0.0.1", "10.0.0.2", LOCAL[1]]),
             any::<[bool; 4]>(),
         )
             .prop_map(|(address, [ready, serving, terminating, here])| Endpoint {
@@ -371,9 +575,17 @@ mod any_order {
                 .prop_map(move |events| bracket(Kind::EndpointSlice, events)),
             1 => pick(&["n1", "n2"]).prop_map(|node| vec![Event::NodeChanged(Node {
                 name: node.into(),
-                internal_ips: vec![LOCAL[0].parse().expect("an IP")],
+                internal_ips: if node == "n1" { vec![ip(LOCAL[0])] } else { Vec::new() },
+                pod_cidrs: vec!["10.0.0.0/24".parse().expect("a range")],
                 ..Node::default()
             })]),
+            1 => (pick(&["x", "y"]), pick(&["10.96.0.0/12", "fd96::/108"]))
+                .prop_map(|(cidr, net)| vec![Event::ServiceCidrApplied(cidr.into(), vec![net.parse().expect("a range")])]),
+            1 => pick(&["x", "y"]).prop_map(|cidr| vec![Event::ServiceCidrGone(cidr.into())]),
+            1 => pick(&["x", "y"]).prop_map(move |cidr| bracket(
+                Kind::ServiceCidr,
+                vec![Event::ServiceCidrApplied(cidr.into(), vec!["10.97.0.0/16".parse().expect("a range")])],
+            )),
             1 => prop::sample::subsequence(LOCAL.to_vec(), 0..=LOCAL.len())
                 .prop_map(|ips| vec![Event::LocalAddresses(
                     ips.iter().map(|ip| ip.parse().expect("an IP")).collect(),
@@ -386,6 +598,7 @@ mod any_order {
     struct Account {
         services: BTreeMap<ObjectName, Service>,
         slices: BTreeMap<ObjectName, EndpointSlice>,
+        cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
         node: Node,
         local: Vec<IpAddr>,
     }
@@ -398,7 +611,12 @@ mod any_order {
                 // A list's objects follow at once: emptying first comes to the same.
                 Event::ListStarted(Kind::Service) => self.services.clear(),
                 Event::ListStarted(Kind::EndpointSlice) => self.slices.clear(),
+                Event::ListStarted(Kind::ServiceCidr) => self.cidrs.clear(),
                 Event::Listed(_) => {}
+                Event::ServiceCidrApplied(name, nets) => {
+                    self.cidrs.insert(name.clone(), nets.clone());
+                }
+                Event::ServiceCidrGone(name) => drop(self.cidrs.remove(name)),
                 Event::ServiceApplied(service) => {
                     self.services.insert(service.name.clone(), service.clone());
                 }
@@ -423,8 +641,11 @@ mod any_order {
             let mut account = Account::default();
             // What a syncer would have written: it asks only for what was touched.
             let mut written: BTreeMap<ObjectName, Vec<PortSnapshot>> = BTreeMap::new();
+            let mut written_nets = None;
+            let mut cidrs_listed = false;
             for events in history {
                 for event in events {
+                    cidrs_listed |= event == Event::Listed(Kind::ServiceCidr);
                     account.note(&event);
                     model.apply(event);
                 }
@@ -432,6 +653,7 @@ mod any_order {
                     let desired = model.desired(&name);
                     written.insert(name, desired);
                 }
+                written_nets = model.take_service_nets().or(written_nets);
             }
             let local = Event::LocalAddresses(account.local.clone());
             let services = account.services.values().cloned().map(Event::ServiceApplied);
@@ -451,6 +673,8 @@ mod any_order {
                     prop_assert_eq!(owners.insert(*address, text), None, "two owners");
                 }
             }
+            let nets: BTreeSet<IpNet> = account.cidrs.values().flatten().copied().collect();
+            prop_assert_eq!(written_nets, cidrs_listed.then_some(nets));
             prop_assert_eq!(model.service_count(), fresh.service_count());
             prop_assert_eq!(model.entries.len(), fresh.entries.len(), "something is kept for nothing");
         }

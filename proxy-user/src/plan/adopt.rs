@@ -5,12 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use proxy_common::abi::{FrontendKind, Protocol, ServiceName, ServiceWord, SockAddr, map};
+use proxy_common::abi::{Protocol, ServiceName, ServiceWord, SockAddr, map};
 
 use super::{
+    addresses::{Addresses, ServiceNets},
     ids::{IdPool, Run, RunPool},
     planner::{KnownBackend, Planner, Port, frontend_address},
-    step::Step,
+    step::{Step, address_of},
 };
 use crate::{
     maps::{Capacity, Observed},
@@ -22,8 +23,16 @@ impl Planner {
     pub fn adopt(capacity: Capacity, observed: &Observed) -> Self {
         let mut planner = Self {
             ports: BTreeMap::new(),
+            owners: HashMap::new(),
             frontends: HashMap::new(),
             frontend_capacity: capacity.frontends,
+            addresses: Addresses::default(),
+            service_nets: ServiceNets {
+                known: observed.service_nets.clone(),
+                wanted: None,
+            },
+            source_ranges_used: 0,
+            source_range_capacity: capacity.source_ranges,
             // Element 0 of each array is never used.
             service_ids: IdPool::new(map::SERVICES, capacity.services.saturating_sub(1)),
             backend_ids: IdPool::new(map::BACKENDS, capacity.backends.saturating_sub(1)),
@@ -34,12 +43,11 @@ impl Planner {
             strays: Vec::new(),
             unfreed: false,
         };
-        let mut owners: HashMap<u32, Arc<PortKey>> = HashMap::new();
         for (&id, name) in &observed.names {
             match parse_name(name) {
                 Some(key) if !planner.ports.contains_key(&key) && planner.service_ids.adopt(id) => {
                     let key = Arc::new(key);
-                    owners.insert(id, Arc::clone(&key));
+                    planner.owners.insert(id, Arc::clone(&key));
                     planner.adopt_port(key, id, observed);
                 }
                 _ => planner.stray_service(id),
@@ -53,7 +61,8 @@ impl Planner {
             planner.stray_service(*id);
         }
         for (&id, backend) in &observed.backends {
-            let known = owners
+            let known = planner
+                .owners
                 .get(&backend.service)
                 .and_then(|key| planner.ports.get_mut(key));
             let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
@@ -62,23 +71,56 @@ impl Planner {
             }
             match known {
                 Some(port) if !port.backends.contains_key(&address) => {
-                    port.backends
-                        .insert(address, KnownBackend { id, disused: None });
+                    port.backends.insert(
+                        address,
+                        KnownBackend {
+                            id,
+                            flags: backend.flags,
+                            disused: None,
+                        },
+                    );
                 }
                 _ => planner.strays.push(Step::ClearBackend { id }),
             }
         }
         for (key, frontend) in &observed.frontends {
-            let owner = owners
-                .get(&frontend.service)
-                .and_then(|key| planner.ports.get_mut(key));
-            let kind = FrontendKind::from_number(frontend.kind);
-            match (owner, frontend_address(key), kind) {
-                (Some(port), Some(address), Some(kind)) => {
-                    port.frontends.insert(address);
-                    planner.frontends.insert(address, (port.id, kind));
+            if let Some(ip) = address_of(key) {
+                planner.addresses.adopt(ip);
+                continue;
+            }
+            let named = [frontend.service, frontend.outside_service];
+            let is_owned = |id| planner.owners.contains_key(&id);
+            let known = is_owned(frontend.service)
+                && (frontend.outside_service == 0 || is_owned(frontend.outside_service));
+            match frontend_address(key) {
+                Some(address) if known => {
+                    for key in named.iter().filter_map(|id| planner.owners.get(id)) {
+                        if let Some(port) = planner.ports.get_mut(key) {
+                            port.frontends.insert(address);
+                        }
+                    }
+                    planner.frontends.insert(address, *frontend);
                 }
                 _ => planner.strays.push(Step::RemoveFrontend { key: *key }),
+            }
+        }
+        for (&service, ranges) in &observed.source_ranges {
+            planner.source_ranges_used += ranges.len() as u64;
+            let owner = planner.owners.get(&service).cloned();
+            if let Some(port) = owner.and_then(|key| planner.ports.get_mut(&key)) {
+                port.source_ranges.clone_from(ranges);
+            } else {
+                // Of those with a name or a word it is known already.
+                if !observed.names.contains_key(&service) && !observed.words.contains_key(&service)
+                {
+                    planner.stray_service(service);
+                }
+                planner
+                    .strays
+                    .extend(ranges.iter().map(|range| Step::RemoveSourceRange {
+                        service,
+                        range: *range,
+                    }));
             }
         }
         planner
@@ -105,6 +147,7 @@ impl Planner {
             slots: Vec::new(),
             backends: BTreeMap::new(),
             frontends: BTreeSet::new(),
+            source_ranges: BTreeSet::new(),
             disused: None,
         };
         if word.count() == 0 {

@@ -25,13 +25,13 @@ pub struct Report {
     pub failed: Vec<Failed>,
 }
 
-/// Executes every step in order. A step that fails ends its own Service port's part of the plan, and
-/// nobody else's.
+/// Executes every step in order. A step that fails ends its own Service port's part of the plan (that
+/// of both its lists: one names the other), and nobody else's.
 pub fn execute(planner: &mut Planner, mut plan: Plan, store: &mut impl MapStore) -> Report {
     let mut report = Report::default();
-    let mut stopped: HashSet<Arc<PortKey>> = HashSet::new();
+    let mut stopped: HashSet<PortKey> = HashSet::new();
     for planned in std::mem::take(&mut plan.steps) {
-        if stopped.contains(&planned.port) {
+        if stopped.contains(&planned.port.of_cluster()) {
             planner.abandon(&mut plan, &planned);
             continue;
         }
@@ -42,7 +42,7 @@ pub fn execute(planner: &mut Planner, mut plan: Plan, store: &mut impl MapStore)
             }
             Err(error) => {
                 planner.abandon(&mut plan, &planned);
-                stopped.insert(Arc::clone(&planned.port));
+                stopped.insert(planned.port.of_cluster());
                 report.failed.push(Failed {
                     step: planned.step.to_string(),
                     key: planned.port,

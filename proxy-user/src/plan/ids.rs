@@ -4,6 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::abi::map;
 
+macro_rules! larger {
+    ($flag:literal) => {
+        concat!(
+            "for more, run `kube-portal cleanup` and start the agent with a larger ",
+            $flag
+        )
+    };
+}
+
 /// There is no room left in a map; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the map {map} is full: {needed} more needed, {used} of {capacity} used")]
@@ -15,12 +24,13 @@ pub struct Full {
 }
 
 impl Full {
-    /// The agent's flag that makes the map larger.
-    pub fn flag(&self) -> &'static str {
+    /// What makes room.
+    pub fn remedy(&self) -> &'static str {
         match self.map {
-            map::FRONTENDS => "--max-frontends",
-            map::SERVICES => "--max-services",
-            _ => "--max-backends",
+            map::FRONTENDS => larger!("--max-frontends"),
+            map::SERVICES => larger!("--max-services"),
+            map::SOURCE_RANGES => "write fewer and wider loadBalancerSourceRanges",
+            _ => larger!("--max-backends"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Pure: which writes, in which order. `desired - applied`, ids, and when something is free again.
 
+mod addresses;
 mod adopt;
 mod execute;
 mod ids;
@@ -11,7 +12,7 @@ mod step;
 pub use execute::{Failed, Report, execute};
 pub use ids::{Epoch, Full};
 pub use planner::{Change, Plan, Planned, Planner, Refused, Used};
-pub use step::{Phase, Step};
+pub use step::{Phase, Step, address_entry, address_of};
 
 #[cfg(test)]
 mod tests;

@@ -5,33 +5,38 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use proxy_common::abi::{
     Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceWord, SockAddr, map,
 };
 
 use super::{
+    addresses::{Addresses, ServiceNets},
     adopt,
     ids::{Epoch, Full, IdPool, Run, RunPool},
     step::{Phase, Step},
 };
-use crate::model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope};
+use crate::model::{
+    Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope, SourceRanges,
+};
 
 /// The desired state of all ports of one Service; none if it is gone.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub service: ObjectName,
     pub ports: Vec<PortSnapshot>,
+    /// Its ClusterIPs.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A Service port that was left as it is because a map has no room for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "Service {key}: {full}; it stays as it is until there is room. For more, run `kube-portal \
-     cleanup` and start the agent with a larger {flag}", flag = .full.flag()
+    "Service {key}: {full}; it stays as it is until there is room; {remedy}", remedy = .full.remedy()
 )]
 pub struct Refused {
     pub key: PortKey,
@@ -64,6 +69,8 @@ pub(super) struct Target {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownBackend {
     pub(super) id: u32,
+    /// [`Backend::flags`].
+    pub(super) flags: u8,
     /// No slot names it since the switch of this epoch.
     pub(super) disused: Option<Epoch>,
 }
@@ -76,7 +83,9 @@ pub(super) struct Port {
     pub(super) run: Option<Run>,
     pub(super) slots: Vec<u32>,
     pub(super) backends: BTreeMap<SocketAddr, KnownBackend>,
+    /// Those that name it, for whomever.
     pub(super) frontends: BTreeSet<FrontendAddress>,
+    pub(super) source_ranges: BTreeSet<IpNet>,
     /// Not wanted any more; its frontends are gone since this epoch.
     pub(super) disused: Option<Epoch>,
 }
@@ -84,9 +93,15 @@ pub(super) struct Port {
 #[derive(Debug)]
 pub struct Planner {
     pub(super) ports: BTreeMap<Arc<PortKey>, Port>,
-    /// Owner of every frontend in the map, by service id.
-    pub(super) frontends: HashMap<FrontendAddress, (u32, FrontendKind)>,
+    /// Whose service id is whose.
+    pub(super) owners: HashMap<u32, Arc<PortKey>>,
+    /// Every frontend in the map.
+    pub(super) frontends: HashMap<FrontendAddress, Frontend>,
     pub(super) frontend_capacity: u32,
+    pub(super) addresses: Addresses,
+    pub(super) service_nets: ServiceNets,
+    pub(super) source_ranges_used: u64,
+    pub(super) source_range_capacity: u32,
     pub(super) service_ids: IdPool,
     pub(super) backend_ids: IdPool,
     pub(super) runs: RunPool,
@@ -112,11 +127,22 @@ impl Planner {
 
     pub fn used(&self) -> Used {
         Used {
-            frontends: self.frontends.len() as u64,
+            frontends: self.frontends_used(),
+            source_ranges: self.source_ranges_used,
             services: self.service_ids.used(),
             backends: self.backend_ids.used(),
             slots: self.runs.used(),
         }
+    }
+
+    /// Addresses as such are in the same map.
+    fn frontends_used(&self) -> u64 {
+        self.frontends.len() as u64 + self.addresses.used()
+    }
+
+    /// From the next plan on these are the ServiceCIDRs.
+    pub fn want_service_nets(&mut self, nets: BTreeSet<IpNet>) {
+        self.service_nets.wanted = Some(nets);
     }
 
     /// The steps that make the maps hold `changes`. Nothing is recorded as done; report each executed
@@ -126,25 +152,25 @@ impl Planner {
         // Who gets a frontend in this very plan: its old owner must not remove it.
         let mut taken: HashMap<FrontendAddress, Arc<PortKey>> = HashMap::new();
         let mut losers = Vec::new();
-        let mut new_frontends = 0u64;
+        let mut new = New::default();
         for change in changes {
+            self.addresses.hold(&change.service, &change.addresses);
             let mut wanted = HashSet::new();
-            for snapshot in &change.ports {
-                wanted.insert(&snapshot.key);
-                match self.plan_port(&mut plan, snapshot, &mut new_frontends) {
-                    Ok(key) => {
-                        taken.extend(
-                            snapshot
-                                .frontends
-                                .iter()
-                                .map(|(address, _)| (*address, Arc::clone(&key))),
-                        );
-                        losers.push(key);
+            for lists in in_lists(&change.ports).into_values() {
+                wanted.extend(lists.iter().map(|snapshot| &snapshot.key));
+                match self.plan_lists(&mut plan, &lists, &mut new) {
+                    Ok(keys) => {
+                        for (snapshot, key) in lists.iter().zip(keys) {
+                            taken.extend(
+                                snapshot
+                                    .frontends
+                                    .iter()
+                                    .map(|(address, _)| (*address, Arc::clone(&key))),
+                            );
+                            losers.push(key);
+                        }
                     }
-                    Err(full) => plan.refused.push(Refused {
-                        key: snapshot.key.clone(),
-                        full,
-                    }),
+                    Err(refused) => plan.refused.push(refused),
                 }
             }
             let gone: Vec<Arc<PortKey>> = self
@@ -160,6 +186,15 @@ impl Planner {
         for key in losers {
             self.plan_frontend_removals(&mut plan, &key, &taken);
         }
+        let room =
+            u64::from(self.frontend_capacity).saturating_sub(self.frontends_used() + new.frontends);
+        self.addresses.plan(
+            &mut plan,
+            changes.iter().map(|change| &change.service),
+            || self.frontends_full(1, &new),
+            room,
+        );
+        self.service_nets.plan(&mut plan);
         self.plan_given_up(&mut plan, &taken);
         self.plan_strays(&mut plan, &taken);
         let emptied = self.emptied(&plan);
@@ -177,7 +212,7 @@ impl Planner {
         plan
     }
 
-    /// Ports that lose their last backend. Other ports may take over frontends of theirs in the same
+    /// Ports that frontends name and that lose their last backend. Other ports may take over frontends of theirs in the same
     /// plan, and those frontends' clients must not be refused in between: such a switch comes after
     /// what others take, and before what the port itself takes.
     pub(super) fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
@@ -188,7 +223,7 @@ impl Planner {
                     && self
                         .ports
                         .get(&planned.port)
-                        .is_some_and(|port| port.word.count() > 0)
+                        .is_some_and(|port| port.word.count() > 0 && !port.frontends.is_empty())
             })
             .map(|planned| Arc::clone(&planned.port))
             .collect()
@@ -207,27 +242,82 @@ impl Planner {
             .take_while(move |(key, _)| key.service == *service)
     }
 
+    fn frontends_full(&self, needed: u64, new: &New) -> Full {
+        Full {
+            map: map::FRONTENDS,
+            needed,
+            used: self.frontends_used() + new.frontends,
+            capacity: self.frontend_capacity.into(),
+        }
+    }
+
+    /// All lists of one Service port, or none of them. Those of this node come first: the others'
+    /// frontends name them.
+    fn plan_lists(
+        &mut self,
+        plan: &mut Plan,
+        lists: &[&PortSnapshot],
+        new: &mut New,
+    ) -> Result<Vec<Arc<PortKey>>, Refused> {
+        let before = (plan.steps.len(), *new);
+        let mut keys = Vec::with_capacity(lists.len());
+        let mut local = 0;
+        for snapshot in lists {
+            match self.plan_port(plan, snapshot, local, new) {
+                Ok((key, id)) => {
+                    keys.push(key);
+                    local = id;
+                }
+                Err(full) => {
+                    let (steps, new_before) = before;
+                    for planned in plan.steps.split_off(steps) {
+                        self.abandon(plan, &planned);
+                    }
+                    *new = new_before;
+                    return Err(Refused {
+                        key: snapshot.key.clone(),
+                        full,
+                    });
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    /// `local`: the service id of the same port's list of this node, if it has one.
     fn plan_port(
         &mut self,
         plan: &mut Plan,
         snapshot: &PortSnapshot,
-        new_frontends: &mut u64,
-    ) -> Result<Arc<PortKey>, Full> {
+        local: u32,
+        new: &mut New,
+    ) -> Result<(Arc<PortKey>, u32), Full> {
         let key = Arc::new(snapshot.key.clone());
         let known = self.ports.get(&key);
+        let ranges = snapshot.source_ranges.as_ref().map(|limits| &limits.ranges);
+        let missing_ranges: Vec<IpNet> = ranges
+            .into_iter()
+            .flatten()
+            .filter(|range| !known.is_some_and(|port| port.source_ranges.contains(range)))
+            .copied()
+            .collect();
+        let ranges_used = self.source_ranges_used + new.source_ranges;
+        if ranges_used + missing_ranges.len() as u64 > u64::from(self.source_range_capacity) {
+            return Err(Full {
+                map: map::SOURCE_RANGES,
+                needed: missing_ranges.len() as u64,
+                used: ranges_used,
+                capacity: self.source_range_capacity.into(),
+            });
+        }
         let additional = snapshot
             .frontends
             .iter()
             .filter(|(address, _)| !self.frontends.contains_key(address))
             .count() as u64;
-        let frontends_used = self.frontends.len() as u64 + *new_frontends;
+        let frontends_used = self.frontends_used() + new.frontends;
         if frontends_used + additional > u64::from(self.frontend_capacity) {
-            return Err(Full {
-                map: map::FRONTENDS,
-                needed: additional,
-                used: frontends_used,
-                capacity: self.frontend_capacity.into(),
-            });
+            return Err(self.frontends_full(additional, new));
         }
 
         let wanted: BTreeSet<SocketAddr> = snapshot
@@ -280,7 +370,8 @@ impl Planner {
                 }
             }
         };
-        *new_frontends += additional;
+        new.frontends += additional;
+        new.source_ranges += missing_ranges.len() as u64;
 
         let mut push = |step| {
             plan.steps.push(Planned {
@@ -294,7 +385,20 @@ impl Planner {
                 name: adopt::name_of(&key),
             });
         }
-        for address in &missing {
+        // A backend that has become local, or ceased to be, is written again where it is.
+        for address in &wanted {
+            let flags = if snapshot.local.contains(address) {
+                Backend::LOCAL
+            } else {
+                0
+            };
+            let written = self
+                .ports
+                .get(&key)
+                .and_then(|port| port.backends.get(address));
+            if written.is_some_and(|backend| backend.flags == flags) {
+                continue;
+            }
             let sock_addr = SockAddr::from(*address);
             push(Step::WriteBackend {
                 id: ids[address],
@@ -302,11 +406,13 @@ impl Planner {
                     addr: sock_addr.addr,
                     port_be: sock_addr.port_be,
                     protocol: key.protocol.number(),
-                    // Only the packet path reads them, and it is not attached yet.
-                    flags: 0,
+                    flags,
                     service: id,
                 },
             });
+        }
+        for range in missing_ranges {
+            push(Step::PutSourceRange { service: id, range });
         }
         // A switch that changes nothing is still due when backends fall out of use: it dates them.
         let falls_out = self.ports.get(&key).is_some_and(|port| {
@@ -333,18 +439,36 @@ impl Planner {
             push(Step::Switch { service: id, word });
         }
         for (address, kind) in &snapshot.frontends {
-            if self.frontends.get(address) != Some(&(id, *kind)) {
+            let is_external = *kind != FrontendKind::ClusterIp;
+            let frontend = Frontend {
+                service: id,
+                outside_service: if snapshot.outside_is_local && is_external {
+                    local
+                } else {
+                    0
+                },
+                kind: *kind as u8,
+                flags: flags_of(address, *kind, snapshot.source_ranges.as_ref()),
+                zero: [0; 2],
+            };
+            if self.frontends.get(address) != Some(&frontend) {
                 push(Step::PutFrontend {
                     key: frontend_key(address),
-                    frontend: Frontend {
-                        service: id,
-                        outside_service: 0,
-                        kind: *kind as u8,
-                        flags: flags_of(address, *kind),
-                        zero: [0; 2],
-                    },
+                    frontend,
                 });
             }
+        }
+        for range in self
+            .ports
+            .get(&key)
+            .into_iter()
+            .flat_map(|port| &port.source_ranges)
+            .filter(|range| !ranges.is_some_and(|wanted| wanted.contains(range)))
+        {
+            push(Step::RemoveSourceRange {
+                service: id,
+                range: *range,
+            });
         }
         if let Some(port) = self.ports.get_mut(&key) {
             port.disused = None;
@@ -356,7 +480,7 @@ impl Planner {
         }
         plan.targets
             .insert(Arc::clone(&key), Target { run, slots, wanted });
-        Ok(key)
+        Ok((key, id))
     }
 
     fn plan_removal(&mut self, key: &Arc<PortKey>) {
@@ -380,7 +504,7 @@ impl Planner {
             return;
         };
         for address in &port.frontends {
-            if self.frontends.get(address).map(|(id, _)| *id) != Some(port.id) {
+            if self.frontends.get(address).map(|known| known.service) != Some(port.id) {
                 continue;
             }
             match taken.get(address) {
@@ -443,10 +567,30 @@ impl Planner {
     }
 }
 
+/// What a plan adds to maps whose elements have no ids.
+#[derive(Clone, Copy, Debug, Default)]
+struct New {
+    frontends: u64,
+    source_ranges: u64,
+}
+
+/// The lists of each Service port, those of this node first.
+fn in_lists(ports: &[PortSnapshot]) -> BTreeMap<PortKey, Vec<&PortSnapshot>> {
+    let mut lists: BTreeMap<PortKey, Vec<&PortSnapshot>> = BTreeMap::new();
+    for snapshot in ports {
+        let of_port = lists.entry(snapshot.key.of_cluster()).or_default();
+        of_port.push(snapshot);
+        of_port.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.key.scope));
+    }
+    lists
+}
+
 /// How much of each map is in use, waiting elements included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
+    /// With addresses as such.
     pub frontends: u64,
+    pub source_ranges: u64,
     pub services: u64,
     pub backends: u64,
     pub slots: u64,
@@ -472,12 +616,17 @@ pub(super) fn frontend_key(address: &FrontendAddress) -> FrontendKey {
     }
 }
 
-/// A pod's loopback address is its own.
-fn flags_of(address: &FrontendAddress, kind: FrontendKind) -> u8 {
-    if kind == FrontendKind::NodePort && address.ip.is_loopback() {
-        Frontend::NODE_ONLY
-    } else {
-        0
+fn flags_of(address: &FrontendAddress, kind: FrontendKind, limits: Option<&SourceRanges>) -> u8 {
+    match (kind, limits) {
+        // A pod's loopback address is its own.
+        (FrontendKind::NodePort, _) if address.ip.is_loopback() => Frontend::NODE_ONLY,
+        (FrontendKind::LoadBalancer, Some(limits)) => {
+            let admits = |admitted, flag| if admitted { flag } else { 0 };
+            Frontend::SOURCE_RANGES
+                | admits(limits.admit_node, Frontend::NODE_ALLOWED)
+                | admits(limits.admit_pods, Frontend::PODS_ALLOWED)
+        }
+        _ => 0,
     }
 }
 

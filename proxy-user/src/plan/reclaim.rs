@@ -36,9 +36,9 @@ impl Planner {
                 continue;
             };
             let named = |address| {
-                self.frontends
-                    .get(address)
-                    .is_some_and(|(id, _)| *id == port.id)
+                self.frontends.get(address).is_some_and(|frontend| {
+                    frontend.service == port.id || frontend.outside_service == port.id
+                })
             };
             // A frontend that could not be removed keeps what it names.
             let gone =
@@ -55,6 +55,12 @@ impl Planner {
                 }
             }
             if gone {
+                for range in &port.source_ranges {
+                    push(Step::RemoveSourceRange {
+                        service: port.id,
+                        range: *range,
+                    });
+                }
                 push(Step::Switch {
                     service: port.id,
                     word: ServiceWord::default(),

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use proxy_common::abi::{FrontendKind, ServiceWord, SockAddr};
+use proxy_common::abi::{Frontend, ServiceWord, SockAddr};
 
 use super::{
     planner::{KnownBackend, Plan, Planned, Planner, Port, frontend_address, nobody},
@@ -24,6 +24,7 @@ impl Planner {
         }
         match &planned.step {
             Step::PutName { service, .. } => {
+                self.owners.insert(*service, Arc::clone(key));
                 self.ports.insert(
                     Arc::clone(key),
                     Port {
@@ -33,6 +34,7 @@ impl Planner {
                         slots: Vec::new(),
                         backends: BTreeMap::new(),
                         frontends: BTreeSet::new(),
+                        source_ranges: BTreeSet::new(),
                         disused: None,
                     },
                 );
@@ -44,6 +46,7 @@ impl Planner {
                         address,
                         KnownBackend {
                             id: *id,
+                            flags: backend.flags,
                             disused: None,
                         },
                     );
@@ -55,25 +58,49 @@ impl Planner {
                 key: address,
                 frontend,
             } => {
-                if let (Some(address), Some(kind), Some(port)) = (
-                    frontend_address(address),
-                    FrontendKind::from_number(frontend.kind),
-                    self.ports.get_mut(key),
-                ) {
-                    port.frontends.insert(address);
-                    self.frontends.insert(address, (frontend.service, kind));
-                    if let Some(loser) = self.given_up.remove(&address).filter(|l| l != key) {
-                        self.lost_frontend(&loser, &address);
+                if let Some(address) = frontend_address(address) {
+                    self.given_up.remove(&address);
+                    let before = self.frontends.insert(address, *frontend);
+                    for id in [frontend.service, frontend.outside_service] {
+                        if let Some(port) = self.port_mut(id) {
+                            port.frontends.insert(address);
+                        }
+                    }
+                    for id in named_by(before) {
+                        if !named_by(Some(*frontend)).contains(&id) {
+                            self.lost_frontend(id, &address);
+                        }
                     }
                 }
             }
             Step::RemoveFrontend { key: address } => {
                 if let Some(address) = frontend_address(address) {
-                    self.frontends.remove(&address);
                     self.given_up.remove(&address);
-                    self.lost_frontend(key, &address);
+                    for id in named_by(self.frontends.remove(&address)) {
+                        self.lost_frontend(id, &address);
+                    }
                 }
             }
+            Step::PutAddress { ip } => self.addresses.put(*ip),
+            Step::RemoveAddress { ip } => self.addresses.removed(*ip),
+            Step::PutSourceRange { service, range } => {
+                if self
+                    .port_mut(*service)
+                    .is_some_and(|port| port.source_ranges.insert(*range))
+                {
+                    self.source_ranges_used += 1;
+                }
+            }
+            Step::RemoveSourceRange { service, range } => {
+                let was_there = self
+                    .port_mut(*service)
+                    .is_none_or(|port| port.source_ranges.remove(range));
+                if was_there {
+                    self.source_ranges_used -= 1;
+                }
+            }
+            Step::PutServiceNet { net } => drop(self.service_nets.known.insert(*net)),
+            Step::RemoveServiceNet { net } => drop(self.service_nets.known.remove(net)),
             Step::ClearBackend { id } => {
                 if let Some(port) = self.ports.get_mut(key) {
                     port.backends.retain(|_, backend| backend.id != *id);
@@ -82,6 +109,7 @@ impl Planner {
                 self.unfreed = true;
             }
             Step::RemoveName { service } => {
+                self.owners.remove(service);
                 if let Some(run) = self.ports.remove(key).and_then(|port| port.run) {
                     self.runs.retire(epoch, run);
                 }
@@ -91,15 +119,22 @@ impl Planner {
         }
     }
 
-    /// From now on nobody comes to the port by this frontend.
-    pub(super) fn lost_frontend(&mut self, key: &Arc<PortKey>, address: &FrontendAddress) {
-        let Some(port) = self.ports.get_mut(key) else {
+    fn port_mut(&mut self, id: u32) -> Option<&mut Port> {
+        self.ports.get_mut(self.owners.get(&id)?)
+    }
+
+    /// From now on nobody comes to the service by this frontend.
+    fn lost_frontend(&mut self, id: u32, address: &FrontendAddress) {
+        let Some(key) = self.owners.get(&id).cloned() else {
+            return;
+        };
+        let Some(port) = self.ports.get_mut(&key) else {
             return;
         };
         port.frontends.remove(address);
         if port.disused.is_some() {
             port.disused = Some(self.epoch);
-            self.disused.insert((self.epoch, Arc::clone(key)));
+            self.disused.insert((self.epoch, key));
             self.unfreed = true;
         }
     }
@@ -134,7 +169,16 @@ impl Planner {
     pub fn abandon(&mut self, plan: &mut Plan, planned: &Planned) {
         match &planned.step {
             Step::PutName { service, .. } => self.service_ids.give_back(*service),
-            Step::WriteBackend { id, .. } => self.backend_ids.give_back(*id),
+            Step::WriteBackend { id, .. } => {
+                // One that is only written again keeps its id.
+                let is_known = self
+                    .ports
+                    .get(&planned.port)
+                    .is_some_and(|port| port.backends.values().any(|backend| backend.id == *id));
+                if !is_known {
+                    self.backend_ids.give_back(*id);
+                }
+            }
             Step::Switch { .. } => {
                 if let Some(run) = plan.targets.remove(&planned.port).and_then(|t| t.run) {
                     self.runs.give_back(run);
@@ -145,7 +189,33 @@ impl Planner {
                 self.disused.insert((self.epoch, Arc::clone(&planned.port)));
                 self.unfreed = true;
             }
-            Step::WriteSlots { .. } | Step::PutFrontend { .. } | Step::RemoveFrontend { .. } => {}
+            Step::RemoveSourceRange { .. }
+                if self
+                    .ports
+                    .get(&planned.port)
+                    .is_some_and(|port| port.disused.is_some()) =>
+            {
+                self.disused.insert((self.epoch, Arc::clone(&planned.port)));
+                self.unfreed = true;
+            }
+            Step::WriteSlots { .. }
+            | Step::PutFrontend { .. }
+            | Step::RemoveFrontend { .. }
+            | Step::PutAddress { .. }
+            | Step::RemoveAddress { .. }
+            | Step::PutSourceRange { .. }
+            | Step::RemoveSourceRange { .. }
+            | Step::PutServiceNet { .. }
+            | Step::RemoveServiceNet { .. } => {}
         }
     }
+}
+
+/// The ids of a frontend's services.
+fn named_by(frontend: Option<Frontend>) -> Vec<u32> {
+    frontend
+        .iter()
+        .flat_map(|frontend| [frontend.service, frontend.outside_service])
+        .filter(|id| *id != 0)
+        .collect()
 }

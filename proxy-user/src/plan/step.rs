@@ -1,8 +1,11 @@
 //! One write, and the order of many.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
-use proxy_common::abi::{Backend, Frontend, FrontendKey, Protocol, ServiceName, ServiceWord};
+use ipnet::IpNet;
+use proxy_common::abi::{
+    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceName, ServiceWord,
+};
 
 /// One idempotent write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,29 @@ pub enum Step {
     RemoveFrontend {
         key: FrontendKey,
     },
+    /// The address is a ClusterIP: undefined ports are rejected.
+    PutAddress {
+        ip: IpAddr,
+    },
+    RemoveAddress {
+        ip: IpAddr,
+    },
+    /// Without host bits.
+    PutSourceRange {
+        service: u32,
+        range: IpNet,
+    },
+    RemoveSourceRange {
+        service: u32,
+        range: IpNet,
+    },
+    /// Without host bits.
+    PutServiceNet {
+        net: IpNet,
+    },
+    RemoveServiceNet {
+        net: IpNet,
+    },
     ClearBackend {
         id: u32,
     },
@@ -39,15 +65,22 @@ pub enum Step {
     },
 }
 
-/// Where in a plan a step belongs: referents first, deletes last and in reverse.
+/// Where in a plan a step belongs: referents first, deletes last and in reverse. What only makes the
+/// programs reject or drop comes when all that it spares is there, and goes before any of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    RemovedServiceNets,
     Names,
     Backends,
     Slots,
+    SourceRanges,
     Switches,
     Frontends,
+    Addresses,
+    RemovedAddresses,
     RemovedFrontends,
+    RemovedSourceRanges,
+    ServiceNets,
     Disused,
     ClearedBackends,
     RemovedNames,
@@ -63,10 +96,33 @@ impl Step {
             Self::Switch { .. } => Phase::Switches,
             Self::PutFrontend { .. } => Phase::Frontends,
             Self::RemoveFrontend { .. } => Phase::RemovedFrontends,
+            Self::PutAddress { .. } => Phase::Addresses,
+            Self::RemoveAddress { .. } => Phase::RemovedAddresses,
+            Self::PutSourceRange { .. } => Phase::SourceRanges,
+            Self::RemoveSourceRange { .. } => Phase::RemovedSourceRanges,
+            Self::PutServiceNet { .. } => Phase::ServiceNets,
+            Self::RemoveServiceNet { .. } => Phase::RemovedServiceNets,
             Self::ClearBackend { .. } => Phase::ClearedBackends,
             Self::RemoveName { .. } => Phase::RemovedNames,
         }
     }
+}
+
+/// What FRONTENDS holds of an address as such.
+pub fn address_entry(ip: IpAddr) -> (FrontendKey, Frontend) {
+    let entry = Frontend {
+        service: 0,
+        outside_service: 0,
+        kind: FrontendKind::ClusterIp as u8,
+        flags: 0,
+        zero: [0; 2],
+    };
+    (FrontendKey::of_address(ip.into()), entry)
+}
+
+/// The address that the key is about as such, if it is about no port.
+pub fn address_of(key: &FrontendKey) -> Option<IpAddr> {
+    (*key == FrontendKey::of_address(key.addr)).then(|| key.addr.ip())
 }
 
 fn protocol(number: u8) -> &'static str {
@@ -104,12 +160,26 @@ impl fmt::Display for Step {
             Self::PutFrontend { key, frontend } => {
                 f.write_str("frontend ")?;
                 show_key(key, f)?;
-                write!(f, " = service {}", frontend.service)
+                write!(f, " = service {}", frontend.service)?;
+                match frontend.outside_service {
+                    0 => Ok(()),
+                    outside => write!(f, ", from outside {outside}"),
+                }
             }
             Self::RemoveFrontend { key } => {
                 f.write_str("remove frontend ")?;
                 show_key(key, f)
             }
+            Self::PutAddress { ip } => write!(f, "address {ip}"),
+            Self::RemoveAddress { ip } => write!(f, "remove address {ip}"),
+            Self::PutSourceRange { service, range } => {
+                write!(f, "source range {range} of service {service}")
+            }
+            Self::RemoveSourceRange { service, range } => {
+                write!(f, "remove source range {range} of service {service}")
+            }
+            Self::PutServiceNet { net } => write!(f, "service net {net}"),
+            Self::RemoveServiceNet { net } => write!(f, "remove service net {net}"),
             Self::ClearBackend { id } => write!(f, "clear backend {id}"),
             Self::RemoveName { service } => write!(f, "remove name of service {service}"),
         }

@@ -1,8 +1,9 @@
 //! A Kubernetes API server as the source.
 //!
-//! Three watches: Services and EndpointSlices with the selectors of kube-proxy
-//! (`cmd/kube-proxy/app/server.go`), and the own Node. While the server can't be reached nothing is
-//! deleted: what was known last goes on working.
+//! Four watches: Services and EndpointSlices with the selectors of kube-proxy
+//! (`cmd/kube-proxy/app/server.go`), the own Node, and the ServiceCIDRs, which old servers don't have
+//! and old ClusterRoles don't grant. While the server can't be reached nothing is deleted: what was
+//! known last goes on working.
 
 mod client;
 mod loose;
@@ -12,7 +13,7 @@ use std::{collections::HashSet, fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -37,6 +38,8 @@ use crate::model::{
 const WATCH_TIMEOUT_SECS: u32 = 240;
 /// A page of a list comes within this time, or the request hangs.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked whether an optional kind is served by now.
+const ABSENT_PAUSE: Duration = Duration::from_secs(300);
 
 const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
 /// Of Services: headless ones are never even sent.
@@ -55,6 +58,7 @@ pub async fn run(
     let services = Watch {
         what: "Service",
         list: Some(Kind::Service),
+        without_it: None,
         apply: ingest::service,
         gone: ingest::service_gone,
         tx: tx.clone(),
@@ -62,13 +66,25 @@ pub async fn run(
     let slices = Watch {
         what: "EndpointSlice",
         list: Some(Kind::EndpointSlice),
+        without_it: None,
         apply: ingest::slice,
         gone: ingest::slice_gone,
+        tx: tx.clone(),
+    };
+    let service_cidrs = Watch {
+        what: "ServiceCIDR",
+        list: Some(Kind::ServiceCidr),
+        without_it: Some(
+            "what is dialled in a ServiceCIDR without being a ClusterIP is not dropped",
+        ),
+        apply: ingest::service_cidr,
+        gone: ingest::service_cidr_gone,
         tx: tx.clone(),
     };
     let node = Watch {
         what: "Node",
         list: None,
+        without_it: None,
         apply: |node: core::Node| ingest::node(node, &node_name),
         gone: |_: &ObjectMeta| Some(ingest::node_gone(&node_name)),
         tx: tx.clone(),
@@ -82,6 +98,10 @@ pub async fn run(
             slices.run(
                 Api::<Loose<discovery::EndpointSlice>>::all(client.clone()),
                 config.clone().labels(SLICE_LABELS),
+            ),
+            service_cidrs.run(
+                Api::<Loose<networking::ServiceCIDR>>::all(client.clone()),
+                config.clone(),
             ),
             node.run(
                 Api::<Loose<core::Node>>::all(client.clone()),
@@ -100,6 +120,8 @@ struct Watch<A, G> {
     what: &'static str,
     /// `None` for the Node: there is at most one, so its list is its absence or itself.
     list: Option<Kind>,
+    /// Set for a kind that may not be served or not be granted: what is missing then.
+    without_it: Option<&'static str>,
     apply: A,
     gone: G,
     tx: mpsc::Sender<Event>,
@@ -119,6 +141,8 @@ struct State {
     /// Whom the list in progress brought: of the Node itself, else those with problems.
     listed: HashSet<String>,
     node: Option<Node>,
+    /// It has been said that the kind is not served.
+    absent: bool,
 }
 
 impl<A, G> Watch<A, G> {
@@ -146,6 +170,7 @@ impl<A, G> Watch<A, G> {
                         if !matches!(event, watcher::Event::Init) {
                             backoff.reset();
                             outage.over(Instant::now());
+                            state.absent = false;
                         }
                         if self.tell(event, &mut state).await.is_err() {
                             return;
@@ -156,7 +181,18 @@ impl<A, G> Watch<A, G> {
                     Ok(None) => break,
                     Err(_) => None,
                 };
+                let mut pause = backoff.next().unwrap_or_default();
                 let list_again = match &error {
+                    Some(error)
+                        if let (Some(missing), Some(reason)) =
+                            (self.without_it, outage::withheld(error)) =>
+                    {
+                        if self.absent(reason, missing, &mut state).await.is_err() {
+                            return;
+                        }
+                        pause += ABSENT_PAUSE;
+                        true
+                    }
                     Some(error) => {
                         outage.error(error, Instant::now());
                         outage::needs_list(error)
@@ -167,9 +203,7 @@ impl<A, G> Watch<A, G> {
                     }
                 };
                 // Jittered, so that the nodes of a cluster don't come back all at once.
-                if let Some(pause) = backoff.next() {
-                    tokio::time::sleep(pause).await;
-                }
+                tokio::time::sleep(pause).await;
                 if list_again {
                     break;
                 }
@@ -225,6 +259,18 @@ impl<A, G> Watch<A, G> {
                     self.send_changed(event, state).await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The server has no such kind for us: there is none.
+    async fn absent(&self, reason: &str, missing: &str, state: &mut State) -> Result<(), Closed> {
+        if !std::mem::replace(&mut state.absent, true) {
+            log::info!("{} watch: {reason}, so {missing}", self.what);
+        }
+        if let Some(kind) = self.list {
+            self.send(Event::ListStarted(kind)).await?;
+            self.send(Event::Listed(kind)).await?;
         }
         Ok(())
     }
@@ -290,6 +336,9 @@ fn subject(event: &Event) -> String {
         Event::ServiceGone(name) => format!("Service {name}"),
         Event::SliceApplied(slice) => format!("EndpointSlice {}", slice.name),
         Event::SliceGone(name) => format!("EndpointSlice {name}"),
+        Event::ServiceCidrApplied(name, _) | Event::ServiceCidrGone(name) => {
+            format!("ServiceCIDR {name}")
+        }
         Event::NodeChanged(node) => format!("Node {}", node.name),
         Event::LocalAddresses(_) => "addresses of the node".to_owned(),
         Event::ListStarted(kind) | Event::Listed(kind) => kind.to_string(),

@@ -1,5 +1,5 @@
 //! Sources of [`Event`](crate::model::Event)s: a Kubernetes API server, or a folder of manifests; and
-//! the node's own addresses.
+//! the node's own devices, addresses and default routes.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 pub mod file;
 pub mod kube;
-pub mod node_addr;
+pub mod node_net;
 mod standing;
 
 /// Why a source can't start. Once started, a source keeps the last known state and tries again.

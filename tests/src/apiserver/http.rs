@@ -90,6 +90,10 @@ async fn answer(
     let Some(target) = Target::of(parts.uri.path()) else {
         return Ok(refused(404, "NotFound", "no such resource"));
     };
+    let withheld = shared.state().withheld.clone();
+    if let Some((_, status)) = withheld.filter(|(plural, _)| plural == target.resource.plural) {
+        return Ok(refused(status, "Withheld", "not for this client"));
+    }
     let is_free = |held: &Option<String>| held.as_deref() != Some(target.resource.plural);
     // An error means that the server has ended.
     let _ = shared.held.subscribe().wait_for(is_free).await;

@@ -104,9 +104,9 @@ fn row(
         time_ratios.to_vec()
     };
     Row {
-        case,
+        case: case.into(),
         services,
-        baseline,
+        baseline: baseline.into(),
         value: if rate { 1e9 / time_ns } else { time_ns / 1e3 },
         unit: if rate { "1/s" } else { "us" },
         ratio: median(&ratios),

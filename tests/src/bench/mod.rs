@@ -2,6 +2,8 @@
 //! machine.
 
 mod connect;
+mod kube_proxy;
+mod nodeport;
 mod report;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -34,12 +36,21 @@ pub struct Args {
     /// Rounds of a block; each visits both sides twice.
     #[arg(long, default_value_t = 2_000)]
     rounds: usize,
+    /// nodeport: how long each side is loaded at a time.
+    #[arg(long, default_value_t = 400)]
+    millis: u64,
+    /// nodeport: who takes part.
+    #[arg(long, value_delimiter = ',', default_values = ["plain", "nftables", "kube-portal"])]
+    sides: Vec<nodeport::Side>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
     /// connect() and connect-request-close through a ClusterIP, against the pod's address.
     Connect,
+    /// A NodePort dialled from outside whose backend is on another node, against plain routing to
+    /// the pod and against rules of kube-proxy's shape.
+    Nodeport,
 }
 
 /// Runs one benchmark and prints its figures.
@@ -47,6 +58,7 @@ pub fn main(args: &Args) -> ExitCode {
     let result = binaries::use_these(args.agent.clone(), args.probe.clone()).and_then(|()| {
         match args.name {
             Name::Connect => connect::run(args),
+            Name::Nodeport => nodeport::run(args),
         }
     });
     match result {

@@ -8,11 +8,11 @@ use serde::Serialize;
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     /// What was measured.
-    pub(super) case: &'static str,
+    pub(super) case: String,
     /// Services present.
     pub(super) services: usize,
     /// What it was measured against.
-    pub(super) baseline: &'static str,
+    pub(super) baseline: String,
     /// Median of this case.
     pub(super) value: f64,
     pub(super) unit: &'static str,
@@ -28,13 +28,13 @@ pub(super) fn json(rows: &[Row]) -> String {
 
 pub(super) fn table(rows: &[Row]) -> String {
     let mut out = format!(
-        "{:<22} {:>8}  {:<24} {:>12}  {:<6} {:>6}  {}\n",
+        "{:<36} {:>8}  {:<24} {:>12}  {:<6} {:>6}  {}\n",
         "CASE", "SERVICES", "AGAINST", "MEDIAN", "UNIT", "RATIO", "OF BLOCKS"
     );
     for row in rows {
         writeln!(
             out,
-            "{:<22} {:>8}  {:<24} {:>12.2}  {:<6} {:>6.3}  {:.3}..{:.3}",
+            "{:<36} {:>8}  {:<24} {:>12.2}  {:<6} {:>6.3}  {:.3}..{:.3}",
             row.case,
             row.services,
             row.baseline,

@@ -5,6 +5,7 @@ mod slice;
 mod yaml;
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -75,6 +76,32 @@ impl ManifestDir {
     pub fn remove(&self, file: &str) -> Result<()> {
         let path = self.path.join(file);
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    }
+
+    /// Writes a Node with these InternalIPs to `<name>.node.yaml`.
+    pub fn node(&self, name: &str, internal_ips: [IpAddr; 2]) -> Result<()> {
+        let addresses = internal_ips.map(|ip| format!("{{type: InternalIP, address: \"{ip}\"}}"));
+        let addresses = addresses.join(", ");
+        self.write(
+            &format!("{name}.node.yaml"),
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n\
+                 status: {{addresses: [{addresses}]}}\n"
+            ),
+        )
+    }
+
+    /// Writes ServiceCIDRs to `cidrs.yaml`.
+    pub fn service_cidrs(&self, cidrs: &[&str]) -> Result<()> {
+        let cidrs: Vec<String> = cidrs.iter().map(|cidr| format!("\"{cidr}\"")).collect();
+        self.write(
+            "cidrs.yaml",
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\n\
+                 metadata: {{name: kubernetes}}\nspec: {{cidrs: [{}]}}\n",
+                cidrs.join(", ")
+            ),
+        )
     }
 
     /// Writes a Service to `<namespace>-<name>.yaml`.

@@ -104,8 +104,10 @@ impl Service {
         ))
     }
 
-    /// Any further line of its spec: `internalTrafficPolicy: Local`.
+    /// Any further line of its spec: `internalTrafficPolicy: Local`. The last of a field counts.
     pub fn spec(mut self, line: &str) -> Self {
+        let field = |line: &str| line.split(':').next().map(str::to_owned);
+        self.spec.retain(|known| field(known) != field(line));
         self.spec.push(line.into());
         self
     }

@@ -11,6 +11,9 @@ use nix::{errno::Errno, sys::signal::Signal};
 
 use super::ground::{Ground, TCP, UDP, backend, pins, vips, wait_until};
 
+/// No Service has it.
+const UNDEFINED: u16 = 9;
+
 type Check = fn(&mut Ground) -> Result<String>;
 
 pub(super) const ALL: &[(&str, Check)] = &[
@@ -29,6 +32,10 @@ pub(super) const ALL: &[(&str, Check)] = &[
         udp_connected_refused,
     ),
     ("unconnected UDP without endpoints", udp_unconnected_refused),
+    (
+        "undefined ports of a ClusterIP are refused",
+        undefined_ports,
+    ),
     (
         "a UDP socket follows its Service through having no endpoint",
         udp_follows,
@@ -141,8 +148,21 @@ fn tcp_refused(_: &mut Ground) -> Result<String> {
 }
 
 fn udp_connected_refused(ground: &mut Ground) -> Result<String> {
+    dial_refused(ground, ways("empty", UDP))
+}
+
+fn undefined_ports(ground: &mut Ground) -> Result<String> {
+    for to in ways("full", UNDEFINED) {
+        let dialled = TcpStream::connect(to);
+        ensure!(outcome(&dialled) == "ECONNREFUSED", "{to}: {dialled:?}");
+    }
+    dial_refused(ground, ways("full", UNDEFINED))
+}
+
+/// Connected UDP sockets meet the refusal at once, or with what they send.
+fn dial_refused(ground: &Ground, to: [SocketAddr; 3]) -> Result<String> {
     let mut seen = Vec::new();
-    for to in ways("empty", UDP) {
+    for to in to {
         let socket = udp(&to)?;
         let connected = socket.connect(to);
         seen.push(format!("connect {}", outcome(&connected)));

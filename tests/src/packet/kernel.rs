@@ -5,24 +5,25 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::SchedClassifier,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie},
+    programs::{SchedClassifier, TcAttachType, tc::qdisc_add_clsact},
 };
-use nix::sys::resource::{Resource, setrlimit};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::resource::{Resource, setrlimit},
+};
 use proxy_common::{
     abi::{
         Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Tuple, map,
+        PortRange, SourceRange, SourceRangeKey, Tuple, map,
     },
     datapath::path::{Hook, Verdict},
-    wire::link::Link,
+    wire::{link::Link, packet::MAX_SUM},
 };
 use proxy_user::loader::OBJECT;
 
-use super::{
-    Scene,
-    scene::{LOOPBACK, UPLINK},
-};
+use super::{Scene, scene::UPLINK};
+use crate::netns;
 
 pub const PROGRAMS: [&str; 4] = [
     "kp_tc_ingress",
@@ -31,12 +32,24 @@ pub const PROGRAMS: [&str; 4] = [
     "kp_tc_egress_ip",
 ];
 
-/// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
-const OK: u32 = 0;
+/// Bytes of an element of KP_ANSWERS, 0 at first.
+const ANSWERS: usize = 8 + MAX_SUM as usize;
+
+/// `TC_ACT_UNSPEC` (-1), `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
+const UNSPEC: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 
-/// Loaded programs, with the tables of [`Scene`].
+/// Where in a `struct __sk_buff` the fields are that a test run may set, and its length, rounded up: the
+/// kernel takes zeroes behind what it knows.
+const IFINDEX: usize = 40;
+const CB: usize = 48;
+const CONTEXT: usize = 256;
+
+/// What an skb carries beside the packet: `__sk_buff::cb`.
+pub type ControlBlock = [u8; 20];
+
+/// Loaded programs, with the tables of [`Scene`], in a network namespace with its routes.
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
@@ -47,15 +60,17 @@ pub struct Kernel {
 pub struct Outcome {
     pub code: u32,
     pub out: Vec<u8>,
+    pub control: ControlBlock,
     pub nanoseconds: u128,
 }
 
 /// What a program returns for a verdict.
-pub fn code(verdict: Verdict) -> u32 {
+pub fn code(verdict: Verdict, answered: bool) -> u32 {
     match verdict {
-        Verdict::Pass(_) | Verdict::Stack(_) => OK,
+        Verdict::Pass(_) | Verdict::Stack(_) => UNSPEC,
         Verdict::Redirect(_) => REDIRECT,
-        Verdict::Reject | Verdict::Drop(_) => SHOT,
+        Verdict::Reject(_) | Verdict::Drop(_) if answered => REDIRECT,
+        Verdict::Reject(_) | Verdict::Drop(_) => SHOT,
     }
 }
 
@@ -69,15 +84,20 @@ pub fn program(hook: Hook, link: Link) -> &'static str {
 }
 
 impl Kernel {
-    /// Needs root, and an object (`cargo xtask build`).
+    /// Needs root, and an object (`cargo xtask build`). The calling thread moves to a network namespace
+    /// of its own: a test run's packets come from devices of the caller's.
     pub fn load() -> Result<Self> {
+        Self::load_with(Scene::SNAT_PORTS)
+    }
+
+    /// With other source ports.
+    pub fn load_with(ports: PortRange) -> Result<Self> {
         ensure!(
             !OBJECT.is_empty(),
             "no kernel object: run `cargo xtask build`"
         );
         // Before 5.11 maps are charged to this limit. A failure shows when a map is made.
         let _not_needed_everywhere = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
-        let ports = Scene::SNAT_PORTS;
         let ebpf = EbpfLoader::new()
             .override_global("SNAT_FIRST_PORT", &ports.first, true)
             .override_global("SNAT_LAST_PORT", &ports.last, true)
@@ -90,12 +110,37 @@ impl Kernel {
                 .with_context(|| name.to_owned())?;
         }
         kernel.fill()?;
+        unshare(CloneFlags::CLONE_NEWNET).context("a network namespace")?;
+        for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            let path = format!("/proc/sys/net/{key}");
+            std::fs::write(&path, "1").with_context(|| format!("set {path}"))?;
+        }
+        netns::ip_here(&[], &Scene::links())?;
+        for (scene, family) in Scene::BOTH.into_iter().zip(["-4", "-6"]) {
+            netns::ip_here(&[family], &scene.network())?;
+        }
         Ok(kernel)
     }
 
     pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         let program = self.ebpf.program_mut(name).context("no such program")?;
         Ok(program.try_into()?)
+    }
+
+    /// Lets the programs see what a device of this thread's namespace sees.
+    pub fn attach(&mut self, device: &str, link: Link) -> Result<()> {
+        // Since 6.6 there is no need.
+        qdisc_add_clsact(device).context("clsact")?;
+        for (hook, side) in [
+            (Hook::Ingress, TcAttachType::Ingress),
+            (Hook::Egress, TcAttachType::Egress),
+        ] {
+            let name = program(hook, link);
+            self.program(name)?
+                .attach(device, side)
+                .with_context(|| format!("attach {name} to {device}"))?;
+        }
+        Ok(())
     }
 
     fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
@@ -128,8 +173,20 @@ impl Kernel {
         }
         let mut devices: HashMap<_, u32, Bytes<{ Device::SIZE }>> =
             self.map(map::DEVICES)?.try_into()?;
-        for ifindex in [LOOPBACK, UPLINK] {
-            devices.insert(ifindex, Scene::device().to_bytes(), 0)?;
+        for (ifindex, device) in Scene::devices() {
+            devices.insert(ifindex, device.to_bytes(), 0)?;
+        }
+        let mut ranges: lpm_trie::LpmTrie<_, Bytes<{ SourceRange::SIZE }>, u32> =
+            self.map(map::SOURCE_RANGES)?.try_into()?;
+        for (service, addr) in Scene::BOTH.into_iter().flat_map(Scene::source_ranges) {
+            let key = SourceRangeKey::of(service, addr);
+            let key = lpm_trie::Key::new(key.prefix_length, key.range.to_bytes());
+            ranges.insert(&key, 1, 0)?;
+        }
+        let mut nets: lpm_trie::LpmTrie<_, [u32; 4], u32> =
+            self.map(map::SERVICE_NETS)?.try_into()?;
+        for (addr, prefix_length) in Scene::service_nets() {
+            nets.insert(&lpm_trie::Key::new(prefix_length, addr.words), 1, 0)?;
         }
         Ok(())
     }
@@ -144,6 +201,13 @@ impl Kernel {
         let fragments: HashMap<_, [u8; FragmentKey::SIZE], [u8; FragmentPorts::SIZE]> =
             self.map(map::FRAGMENTS)?.try_into()?;
         clear(fragments)
+    }
+
+    /// Lets every CPU answer as if it hadn't for long.
+    pub fn save_answers(&mut self) -> Result<()> {
+        let mut answers: PerCpuArray<_, [u8; ANSWERS]> = self.map("KP_ANSWERS")?.try_into()?;
+        let nothing = vec![[0; ANSWERS]; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        Ok(answers.set(0, PerCpuValues::try_from(nothing)?, 0)?)
     }
 
     /// Entries of FLOWS and of HALF_OPEN.
@@ -167,12 +231,31 @@ impl Kernel {
 
     /// Runs a program on a packet, `repeat` times on what it made of it the last time.
     pub fn run(&mut self, hook: Hook, link: Link, frame: &[u8], repeat: u32) -> Result<Outcome> {
+        self.run_at(UPLINK, [0; 20], hook, link, frame, repeat)
+    }
+
+    /// At another device, and with what the skb has been through.
+    pub fn run_at(
+        &mut self,
+        ifindex: u32,
+        control: ControlBlock,
+        hook: Hook,
+        link: Link,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<Outcome> {
         let mut out = vec![0; frame.len() + 256];
+        let mut context = [0; CONTEXT];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        context[CB..CB + 20].copy_from_slice(&control);
+        let mut after = [0; CONTEXT];
         let result = self
             .program(program(hook, link))?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ctx_out: Some(&mut after),
                 repeat,
                 ..TestRunOptions::default()
             })?;
@@ -180,6 +263,7 @@ impl Kernel {
         Ok(Outcome {
             code: result.return_value,
             out,
+            control: after[CB..CB + 20].try_into().expect("20 bytes"),
             nanoseconds: result.duration.as_nanos(),
         })
     }

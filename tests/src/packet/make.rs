@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpFragOffset,
-    IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader,
-    UdpHeader, VlanId, icmpv4,
+    EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
+    SingleVlanHeader, TcpHeader, UdpHeader, VlanId, icmpv4,
 };
+
+use super::scene::MAC;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Transport {
@@ -57,6 +59,44 @@ fn crc32c(bytes: &[u8]) -> u32 {
             (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
         })
     })
+}
+
+/// What a sender may be told of its packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    PortUnreachable,
+    TimeExceeded,
+    TooBig { mtu: u16 },
+}
+
+/// The sum of words of two bytes, modulo 65535.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).fold(0, |sum, pair| {
+        let second = pair.get(1).copied().unwrap_or(0);
+        (sum + u32::from(u16::from_be_bytes([pair[0], second]))) % 65_535
+    })
+}
+
+/// What a device does that is told to fill in the checksum at `place` of a region.
+pub fn fill_in(region: &mut [u8], place: usize) {
+    let checksum = !u16::try_from(sum(region)).expect("below 65535");
+    region[place..place + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Tries all values of a checksum field until the sum of its region is the same when it is filled in.
+fn steady(region: &[u8], place: usize) -> Vec<u8> {
+    let mut region = region.to_vec();
+    region[place..place + 2].fill(0);
+    let rest = sum(&region);
+    let field = (0..=u16::MAX)
+        .find(|field| {
+            let before = (rest + u32::from(*field)) % 65_535;
+            let filled = !u16::try_from(before).expect("below 65535");
+            before == (rest + u32::from(filled)) % 65_535
+        })
+        .expect("there is always one");
+    region[place..place + 2].copy_from_slice(&field.to_be_bytes());
+    region
 }
 
 const DESTINATION_OPTIONS: u8 = 60;
@@ -254,7 +294,7 @@ impl Make {
         };
         // What came without a header gets one that the kernel fills in.
         let mut bytes = Ethernet2Header {
-            destination: [2, 0, 0, 0, 0, 1],
+            destination: MAC,
             source: [2, 0, 0, 0, 0, 2],
             ether_type: of(self.tags),
         }
@@ -288,6 +328,125 @@ impl Make {
         let (first, rest) = segment.split_at(24);
         [(first, (0, true)), (rest, (24, false))]
             .map(|(part, at)| self.link(self.network(self.protocol(), part, Some(at))))
+    }
+
+    /// Where the transport checksum is in its header, if it is an Internet checksum.
+    pub fn checksum_place(&self) -> Option<usize> {
+        match self.transport {
+            Transport::Tcp { .. } => Some(16),
+            Transport::Udp => Some(6),
+            Transport::Sctp => None,
+        }
+    }
+
+    /// Bytes of IP headers.
+    pub fn headers(&self) -> usize {
+        self.packet().len() - self.segment().len()
+    }
+
+    /// The ICMP error with which `from` answers this packet, on its way back out of the device it came
+    /// in by.
+    pub fn answer(&self, from: IpAddr, told: Told) -> Vec<u8> {
+        self.answer_about(&self.packet(), from, told)
+    }
+
+    /// "Port unreachable" about its first fragment.
+    pub fn answer_about_fragment(&self, first: &[u8], from: IpAddr) -> Vec<u8> {
+        self.answer_about(first, from, Told::PortUnreachable)
+    }
+
+    fn answer_about(&self, packet: &[u8], from: IpAddr, told: Told) -> Vec<u8> {
+        let mut quoted = packet[..packet.len().min(512)].to_vec();
+        if let Some(place) = self.checksum_place() {
+            // The fragment header of IPv6.
+            let more = packet.get(6) == Some(&FRAGMENT) && !self.src.is_ipv4();
+            let headers = self.headers() + if more { 8 } else { 0 };
+            let segment = steady(&quoted[headers..], place);
+            quoted.splice(headers.., segment);
+        }
+        let mut bytes;
+        if self.src.is_ipv4() {
+            use icmpv4::{DestUnreachableHeader as Unreachable, TimeExceededCode as Exceeded};
+            let kind = match told {
+                Told::PortUnreachable => Icmpv4Type::DestinationUnreachable(Unreachable::Port),
+                Told::TimeExceeded => Icmpv4Type::TimeExceeded(Exceeded::TtlExceededInTransit),
+                Told::TooBig { mtu } => {
+                    let header = Unreachable::FragmentationNeeded { next_hop_mtu: mtu };
+                    Icmpv4Type::DestinationUnreachable(header)
+                }
+            };
+            let mut ip = Ipv4Header::new(
+                u16::try_from(8 + quoted.len()).expect("short"),
+                64,
+                IpNumber::ICMP,
+                octets4(from),
+                octets4(self.src.ip()),
+            )
+            .expect("short");
+            // Internetwork control: RFC 791's precedence 6.
+            ip.dscp = 48.try_into().expect("6 bits");
+            ip.dont_fragment = true;
+            ip.header_checksum = ip.calc_header_checksum();
+            bytes = ip.to_bytes().to_vec();
+            bytes.extend(Icmpv4Header::with_checksum(kind, &quoted).to_bytes());
+        } else {
+            use etherparse::icmpv6::{DestUnreachableCode as Unreachable, TimeExceededCode};
+            let kind = match told {
+                Told::PortUnreachable => Icmpv6Type::DestinationUnreachable(Unreachable::Port),
+                Told::TimeExceeded => Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded),
+                Told::TooBig { mtu } => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
+            };
+            let ip = Ipv6Header {
+                payload_length: u16::try_from(8 + quoted.len()).expect("short"),
+                next_header: IpNumber::IPV6_ICMP,
+                hop_limit: 64,
+                source: octets6(from),
+                destination: octets6(self.src.ip()),
+                ..Ipv6Header::default()
+            };
+            bytes = ip.to_bytes().to_vec();
+            let header = Icmpv6Header::with_checksum(kind, ip.source, ip.destination, &quoted);
+            bytes.extend(header.expect("short").to_bytes());
+        }
+        bytes.extend(quoted);
+        let mut frame = self.link(bytes);
+        if self.ethernet {
+            let (to, from) = frame[..12].split_at_mut(6);
+            to.swap_with_slice(from);
+        }
+        frame
+    }
+
+    /// Of a protocol without ports, between the same two; or its first fragment.
+    pub fn of(&self, protocol: u8, is_fragment: bool) -> Vec<u8> {
+        let fragment = is_fragment.then_some((0, true));
+        self.link(self.network(protocol, &[0; 24], fragment))
+    }
+
+    /// Asks for an echo, or is one.
+    pub fn echo(&self, is_request: bool) -> Vec<u8> {
+        let echo = IcmpEchoHeader { id: 1, seq: 2 };
+        let payload = &self.payload;
+        let (protocol, mut message) = if self.src.is_ipv4() {
+            let kind = if is_request {
+                Icmpv4Type::EchoRequest(echo)
+            } else {
+                Icmpv4Type::EchoReply(echo)
+            };
+            let header = Icmpv4Header::with_checksum(kind, payload);
+            (1, header.to_bytes().to_vec())
+        } else {
+            let kind = if is_request {
+                Icmpv6Type::EchoRequest(echo)
+            } else {
+                Icmpv6Type::EchoReply(echo)
+            };
+            let (src, dst) = (octets6(self.src.ip()), octets6(self.dst.ip()));
+            let header = Icmpv6Header::with_checksum(kind, src, dst, payload);
+            (58, header.expect("short").to_bytes().to_vec())
+        };
+        message.extend(payload);
+        self.link(self.network(protocol, &message, None))
     }
 
     /// "Too big" about `quoted`, sent in this packet's place: addresses and hops are its own.

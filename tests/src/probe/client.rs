@@ -14,7 +14,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub use super::handles::{Churn, Connection, Server, Udp};
 use super::{
-    Ask, BenchPlan, BenchResult, ChurnPlan, Frame, NetError, Proto, Request, Response, Tally,
+    Ask, BenchPlan, BenchResult, ChurnPlan, Frame, LoadPlan, LoadResult, NetError, Proto, Request,
+    Response, Tally,
 };
 use crate::binaries;
 use crate::pod::Place;
@@ -99,6 +100,11 @@ impl Probe {
             addr: addr.into(),
             threads,
         })
+    }
+
+    /// Takes whatever TCP brings, for benches.
+    pub fn serve_sink(&self, addr: impl Into<SocketAddr>) -> Result<Server<'_>> {
+        self.server(Request::ServeSink { addr: addr.into() })
     }
 
     /// Serves `name (address)` over HTTP.
@@ -234,6 +240,15 @@ impl Probe {
             return Err(self.unexpected());
         };
         Ok(results)
+    }
+
+    /// Does as much as goes for the plan's time.
+    pub fn load(&self, plan: LoadPlan) -> Result<LoadResult> {
+        let time = plan.time;
+        let Response::Load(result) = self.ask(Request::Load(plan), time)? else {
+            return Err(self.unexpected());
+        };
+        Ok(result)
     }
 
     /// Any request; `limit` is what the network may take of it.

@@ -8,6 +8,7 @@ mod churn;
 pub mod client;
 mod handles;
 mod http;
+mod load;
 mod run;
 mod serve;
 mod tcp;
@@ -56,6 +57,8 @@ pub enum Request {
         addr: SocketAddr,
         threads: usize,
     },
+    /// Take whatever TCP brings, and answer nothing.
+    ServeSink { addr: SocketAddr },
     /// Answer GET requests with `name (address)`.
     ServeHttp { addr: SocketAddr, name: String },
     /// Stop listening; connections already open are served on.
@@ -121,8 +124,10 @@ pub enum Request {
     ChurnReport { churn: u64 },
     /// Stop, and say what has happened.
     ChurnStop { churn: u64 },
-    /// Measure.
+    /// Measure times.
     Bench(BenchPlan),
+    /// Measure how much goes.
+    Load(LoadPlan),
 }
 
 /// What the probe answers.
@@ -141,6 +146,7 @@ pub enum Response {
     Tally(Tally),
     Churn(ChurnReport),
     Bench(Vec<BenchResult>),
+    Load(LoadResult),
     Failed(NetError),
 }
 
@@ -266,6 +272,39 @@ pub struct BenchResult {
     pub ops_per_sec: f64,
     /// In the order they were taken; empty unless asked for.
     pub samples: Vec<u64>,
+}
+
+/// What is repeated, as often as it can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadKind {
+    /// connect(), one byte there, one back, close.
+    Crr,
+    /// One byte there and back on a connected UDP socket.
+    UdpRr,
+    /// One byte there on a connected UDP socket.
+    UdpSend,
+    /// 64 KiB there on an open connection.
+    Bulk,
+}
+
+/// As much as threads can do in a time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LoadPlan {
+    pub kind: LoadKind,
+    pub to: SocketAddr,
+    pub threads: usize,
+    pub time: Duration,
+}
+
+/// What they did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct LoadResult {
+    /// Transactions, datagrams or bytes.
+    pub done: u64,
+    /// Transactions that failed or took longer than they may.
+    pub failed: u64,
+    pub elapsed_us: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

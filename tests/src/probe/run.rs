@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::churn::Churn;
 use super::serve::{self, Server};
 use super::tcp::Connection;
-use super::{Connected, Frame, NetError, Request, Response, bench, tcp, udp};
+use super::{Connected, Frame, NetError, Request, Response, bench, load, tcp, udp};
 
 /// Answers requests from stdin until it ends.
 pub fn run() -> Result<()> {
@@ -63,6 +63,9 @@ impl Probe {
             } => self.server(&format!("serve {proto:?} {addr}"), || {
                 serve::fast(proto, addr, threads)
             }),
+            Request::ServeSink { addr } => {
+                self.server(&format!("sink TCP {addr}"), || serve::sink(addr))
+            }
             Request::ServeHttp { addr, name } => {
                 self.server(&format!("serve HTTP {addr}"), || serve::http(addr, name))
             }
@@ -153,6 +156,7 @@ impl Probe {
             Request::ChurnReport { churn } => Ok(Response::Churn(self.churns.get(churn)?.report())),
             Request::ChurnStop { churn } => Ok(Response::Churn(self.churns.remove(churn)?.stop())),
             Request::Bench(plan) => bench::run(&plan).map(Response::Bench),
+            Request::Load(plan) => load::run(&plan).map(Response::Load),
         }
     }
 

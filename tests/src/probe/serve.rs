@@ -78,6 +78,16 @@ pub(super) fn fast(proto: Proto, addr: SocketAddr, threads: usize) -> io::Result
     }
 }
 
+/// Takes all it is sent and answers nothing.
+pub(super) fn sink(addr: SocketAddr) -> io::Result<Server> {
+    listen(addr, 1, |mut stream| {
+        thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 20];
+            while matches!(stream.read(&mut buffer), Ok(1..)) {}
+        });
+    })
+}
+
 fn answer_lines(stream: TcpStream, name: &str) -> io::Result<()> {
     let peer = stream.peer_addr()?;
     let mut reader = BufReader::new(stream);

@@ -29,8 +29,10 @@ impl Connection {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)
             .map_err(|error| failed("socket for", error))?;
         if let Some(from) = from {
+            // One port toward several peers.
             socket
-                .bind(&from.into())
+                .set_reuse_address(true)
+                .and_then(|()| socket.bind(&from.into()))
                 .map_err(|error| failed("bind to dial", error))?;
         }
         socket

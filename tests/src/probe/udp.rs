@@ -71,7 +71,8 @@ pub(super) fn exchange(
             Some(to) => socket.send_to(payload.as_bytes(), to)?,
             None => socket.send(payload.as_bytes())?,
         };
-        let mut buffer = [0; 2048];
+        // As much as any datagram can carry.
+        let mut buffer = vec![0; 65_536];
         let (length, from) = socket.recv_from(&mut buffer)?;
         parse_answer(&String::from_utf8_lossy(&buffer[..length]), from, start)
     };

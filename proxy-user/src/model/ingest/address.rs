@@ -5,6 +5,7 @@ use std::{
     num::NonZeroU16,
 };
 
+use ipnet::IpNet;
 use proxy_common::abi::Protocol;
 
 use super::problem::{Reason, SpecialAddress};
@@ -34,6 +35,26 @@ fn parse_sloppy(text: &str) -> Option<IpAddr> {
         _ => text.parse().ok()?,
     };
     Some(IpAddr::V6(addr).to_canonical())
+}
+
+/// A range of addresses without its host bits, read as sloppily as `k8s.io/utils/net.ParseCIDRSloppy`;
+/// whitespace around it is passed over, as the API's validation does.
+pub(super) fn range(text: &str) -> Result<IpNet, Reason> {
+    parse_range(text.trim()).ok_or_else(|| Reason::NotARange(text.into()))
+}
+
+fn parse_range(text: &str) -> Option<IpNet> {
+    let (addr, length) = text.split_once('/')?;
+    if length.is_empty() || !length.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let mut length: u8 = length.parse().ok()?;
+    let parsed = parse_sloppy(addr)?;
+    // ::ffff:10.0.0.0/104 is 10.0.0.0/8.
+    if parsed.is_ipv4() && addr.contains(':') {
+        length = length.checked_sub(96)?;
+    }
+    Some(IpNet::new(parsed, length).ok()?.trunc())
 }
 
 fn parse_v4_sloppy(text: &str) -> Option<Ipv4Addr> {
@@ -122,6 +143,29 @@ mod tests {
                 addr.map(|a| a.parse().expect("an address")),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn sloppy_ranges_are_read_and_lose_their_host_bits() {
+        for (text, expected) in [
+            ("10.0.0.0/8", Some("10.0.0.0/8")),
+            (" 010.1.2.3/8\t", Some("10.0.0.0/8")),
+            ("0.0.0.0/0", Some("0.0.0.0/0")),
+            ("fd00::1/64", Some("fd00::/64")),
+            ("::ffff:10.1.2.3/104", Some("10.0.0.0/8")),
+            ("::ffff:10.1.2.3/8", None),
+            ("10.0.0.1", None),
+            ("10.0.0.0/33", None),
+            ("10.0.0.0/+8", None),
+            ("10.0.0.0/", None),
+            ("10.0.0.0/8/8", None),
+            ("fd00::/129", None),
+            ("office", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|net| net.parse().expect("a range"));
+            assert_eq!(range(text).ok(), expected, "{text:?}");
         }
     }
 

@@ -2,19 +2,26 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Ingested, LABEL_ZONE, TAINT_TO_BE_DELETED};
+use super::{Ingested, LABEL_ZONE, Problems, TAINT_TO_BE_DELETED, address};
 use crate::model::{Event, Family, Node};
 
-/// Only the agent's own Node matters, and of it the zone, the addresses, and whether it stays
-/// (`pkg/proxy/node.go`).
+/// Only the agent's own Node matters, and of it the zone, the addresses, the pods' ranges, and whether it
+/// stays (`pkg/proxy/node.go`).
 pub fn node(node: core::Node, own_name: &str) -> Ingested {
     let own = node.metadata.name.as_deref() == Some(own_name);
-    let taints = node.spec.and_then(|spec| spec.taints);
+    let mut problems = Problems::of("Node", own_name);
+    let spec = node.spec.unwrap_or_default();
     let leaves = node.metadata.deletion_timestamp.is_some()
-        || taints
-            .into_iter()
+        || spec
+            .taints
+            .iter()
             .flatten()
             .any(|taint| taint.key == TAINT_TO_BE_DELETED);
+    let pod_cidrs: Vec<_> = pod_cidrs(spec)
+        .iter()
+        .enumerate()
+        .map(|(i, text)| problems.keep(format!("spec.podCIDRs[{i}]"), address::range(text)))
+        .collect();
     let addresses = node.status.and_then(|status| status.addresses);
     let mut internal_ips: Vec<IpAddr> = Vec::new();
     for address in addresses.into_iter().flatten() {
@@ -41,9 +48,26 @@ pub fn node(node: core::Node, own_name: &str) -> Ingested {
                 zone: zone.map(Into::into),
                 internal_ips,
                 eligible: Some(!leaves),
+                // Some of them are as good as none: what is asked is whether *all* pods are meant.
+                pod_cidrs: pod_cidrs
+                    .into_iter()
+                    .collect::<Option<_>>()
+                    .unwrap_or_default(),
             })
         }),
-        problems: Vec::new(),
+        problems: if own { problems.found } else { Vec::new() },
+    }
+}
+
+fn pod_cidrs(spec: core::NodeSpec) -> Vec<String> {
+    let listed = spec.pod_cidrs.unwrap_or_default();
+    if listed.is_empty() {
+        spec.pod_cidr
+            .into_iter()
+            .filter(|cidr| !cidr.is_empty())
+            .collect()
+    } else {
+        listed
     }
 }
 
@@ -125,6 +149,32 @@ mod tests {
             gone,
             Event::NodeChanged(Node { eligible: None, .. })
         ));
+    }
+
+    #[test]
+    fn its_pod_ranges_are_all_known_or_none() {
+        let ranges = |spec| {
+            let object = json!({"metadata": {"name": "n1"}, "spec": spec});
+            let ours = node(serde_json::from_value(object).expect("a Node"), "n1");
+            let Some(Event::NodeChanged(node)) = ours.event else {
+                panic!("{ours:?}");
+            };
+            let ranges: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+            (ranges.join(" "), ours.problems.len())
+        };
+        assert_eq!(
+            ranges(json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd01::/64"]})),
+            ("10.1.0.0/24 fd01::/64".into(), 0)
+        );
+        assert_eq!(
+            ranges(json!({"podCIDR": "10.1.0.0/24"})),
+            ("10.1.0.0/24".into(), 0)
+        );
+        assert_eq!(ranges(json!({"podCIDR": ""})), (String::new(), 0));
+        assert_eq!(
+            ranges(json!({"podCIDRs": ["10.1.0.0/24", "fd01::"]})),
+            (String::new(), 1)
+        );
     }
 
     #[test]

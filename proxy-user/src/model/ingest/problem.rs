@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::model::Family;
@@ -40,6 +41,10 @@ pub enum Reason {
     EmptyAddress,
     #[error("{0:?} is not an IP address")]
     NotAnAddress(String),
+    #[error("{0:?} is not a range of addresses")]
+    NotARange(String),
+    #[error("{0} is every address there is")]
+    EveryAddress(IpNet),
     #[error("{0} is {1}, which never leads to a Service")]
     SpecialAddress(IpAddr, SpecialAddress),
     #[error("{addr} is not an {expected} address")]
@@ -85,6 +90,8 @@ impl Reason {
             Self::NotAName => "use lower-case letters, digits, '-' and '.'",
             Self::EmptyAddress => "write one, or remove the entry",
             Self::NotAnAddress(_) => "write an IPv4 or IPv6 address without port or prefix length",
+            Self::NotARange(_) => "write a CIDR such as 192.0.2.0/24",
+            Self::EveryAddress(_) => "write the range that ClusterIPs come from",
             Self::SpecialAddress(..) => "use a unicast address that is routable in the cluster",
             Self::OtherFamily { .. } => "put it in a slice of its own addressType",
             Self::SecondOfFamily { .. } => "keep one address of each family",

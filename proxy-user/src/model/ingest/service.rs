@@ -1,7 +1,12 @@
 //! Services (`pkg/proxy/serviceport.go`, `pkg/proxy/util/utils.go`).
 
-use std::{collections::HashSet, net::IpAddr, num::NonZeroU16};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    num::NonZeroU16,
+};
 
+use ipnet::IpNet;
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use proxy_common::abi::Protocol;
 
@@ -57,6 +62,10 @@ pub fn service(service: core::Service) -> Ingested {
             &mut problems,
         ),
         load_balancer_ips: load_balancer_ips(service.status, &mut problems),
+        source_ranges: source_ranges(
+            &spec.load_balancer_source_ranges.unwrap_or_default(),
+            &mut problems,
+        ),
         ports: ports(spec.ports.unwrap_or_default(), &mut problems),
         internal_policy: traffic_policy(
             spec.internal_traffic_policy.as_deref(),
@@ -209,6 +218,31 @@ fn load_balancer_ips(status: Option<core::ServiceStatus>, problems: &mut Problem
         }
     }
     addresses(fields.into_iter(), problems)
+}
+
+/// By family, as kube-proxy takes them: ranges of one family leave the other open, and the range of
+/// all addresses opens its own. A range that can't be read would have limited somebody: as its family
+/// can't be told, it limits both.
+fn source_ranges(texts: &[String], problems: &mut Problems) -> BTreeMap<Family, Vec<IpNet>> {
+    let mut ranges: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
+    for (i, text) in texts.iter().enumerate() {
+        let field = format!("spec.loadBalancerSourceRanges[{i}]");
+        match problems.keep(field, address::range(text)) {
+            Some(range) => {
+                let of_family = ranges.entry(Family::of(&range.addr())).or_default();
+                if !of_family.contains(&range) {
+                    of_family.push(range);
+                }
+            }
+            None => {
+                for family in [Family::V4, Family::V6] {
+                    ranges.entry(family).or_default();
+                }
+            }
+        }
+    }
+    ranges.retain(|_, ranges| !ranges.iter().any(|range| range.prefix_len() == 0));
+    ranges
 }
 
 /// A ServicePort is known by name *and* protocol (`ServicePortName` in `pkg/proxy/types.go`), so only

@@ -77,6 +77,7 @@ fn a_plain_service_arrives_with_its_defaults() {
             cluster_ips: ips(&["10.0.0.1"]),
             external_ips: vec![],
             load_balancer_ips: vec![],
+            source_ranges: BTreeMap::new(),
             ports: vec![port("http", Protocol::Tcp, 80, 0)],
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
@@ -196,6 +197,46 @@ fn a9_load_balancer_addresses_are_captured_unless_they_are_proxied_or_names() {
         problems[1].contains("ingress[5].ip: 169.254.169.254 is a link-local"),
         "{problems:?}"
     );
+}
+
+#[test]
+fn l2_source_ranges_limit_the_family_they_are_of_and_bad_ones_both() {
+    let ranges = |list: Value| {
+        let patch = json!({"spec": {"loadBalancerSourceRanges": list}});
+        let (service, problems) = applied(with(patch));
+        let show = |(family, ranges): (Family, Vec<IpNet>)| {
+            let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+            format!("{family}: {}", ranges.join(" "))
+        };
+        let shown: Vec<String> = service.source_ranges.into_iter().map(show).collect();
+        (shown.join("; "), problems)
+    };
+    let fine = |list| {
+        let (shown, problems) = ranges(list);
+        assert_eq!(problems, [""; 0]);
+        shown
+    };
+    assert_eq!(fine(json!([])), "");
+    assert_eq!(
+        fine(json!([" 192.0.2.9/24", "192.0.2.0/24", "010.0.0.0/8 "])),
+        "IPv4: 192.0.2.0/24 10.0.0.0/8"
+    );
+    assert_eq!(fine(json!(["fd00::/8"])), "IPv6: fd00::/8");
+    assert_eq!(
+        fine(json!(["192.0.2.0/24", "0.0.0.0/0", "fd00::/8"])),
+        "IPv6: fd00::/8"
+    );
+    let (shown, problems) = ranges(json!(["192.0.2.0/24", "office"]));
+    assert_eq!(shown, "IPv4: 192.0.2.0/24; IPv6: ");
+    assert_eq!(
+        problems,
+        [
+            "Service ns/svc: spec.loadBalancerSourceRanges[1]: \"office\" is not a range of addresses; \
+             write a CIDR such as 192.0.2.0/24"
+        ]
+    );
+    // Only a range that is none: nobody is meant, rather than everybody.
+    assert_eq!(ranges(json!(["192.0.2.0/240"])).0, "IPv4: ; IPv6: ");
 }
 
 #[test]
@@ -336,7 +377,7 @@ prop_compose! {
         json!({
             "metadata": {"name": name, "namespace": namespace},
             "spec": {"type": type_, "clusterIP": ip, "clusterIPs": ips, "externalIPs": ips, "ports": ports,
-                "internalTrafficPolicy": internal, "externalTrafficPolicy": external},
+                "loadBalancerSourceRanges": ips, "internalTrafficPolicy": internal, "externalTrafficPolicy": external},
             "status": {"loadBalancer": {"ingress": [{"ip": lb, "ipMode": mode}]}},
         })
     }

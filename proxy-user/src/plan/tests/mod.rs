@@ -15,10 +15,13 @@ const ROOM: Capacity = Capacity {
     services: 64,
     backends: 256,
     slots: 256,
+    source_ranges: 64,
+    service_nets: 8,
 };
 
 const NOTHING: Used = Used {
     frontends: 0,
+    source_ranges: 0,
     services: 0,
     backends: 0,
     slots: 0,
@@ -73,6 +76,7 @@ fn nothing_is_left(world: &mut World) {
     let maps = world.maps();
     assert!(maps.maps.frontends.is_empty() && maps.names.is_empty());
     assert!(maps.maps.backends.is_empty());
+    assert!(maps.maps.source_ranges.is_empty() && maps.maps.service_nets.is_empty());
     assert!(maps.maps.services.values().all(|word| word.0 == 0));
 }
 
@@ -130,6 +134,7 @@ proptest! {
         live(&mut world, history);
         world.settle();
         assert!(world.unsettled().is_empty());
+        world.all_is_in_place();
         assert_eq!(world.plan_again(), []);
         world.fresh_planner_has_nothing_to_do();
         nothing_is_left(&mut world);
@@ -151,9 +156,17 @@ proptest! {
         services in 2u32..10,
         backends in 2u32..24,
         slots in 1u32..40,
+        source_ranges in 0u32..8,
         last in desired(),
     ) {
-        let mut world = World::new(Capacity { frontends, services, backends, slots });
+        let mut world = World::new(Capacity {
+            frontends,
+            services,
+            backends,
+            slots,
+            source_ranges,
+            service_nets: 8,
+        });
         live(&mut world, history);
         world.want(last, None);
         nothing_is_left(&mut world);

@@ -6,11 +6,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use crate::{
-    model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope},
+    model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope, SourceRanges},
     plan::Change,
 };
 
@@ -39,25 +40,64 @@ pub(super) enum Outcome {
     To(BTreeSet<SocketAddr>),
 }
 
+/// Who dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Client {
+    Node,
+    Pod,
+    /// From one of the places of [`range`].
+    Outside(u8),
+}
+
+const RANGES: u8 = 3;
+
+pub(super) const CLIENTS: [Client; 5] = [
+    Client::Node,
+    Client::Pod,
+    Client::Outside(0),
+    Client::Outside(1),
+    Client::Outside(2),
+];
+
+fn range(index: u8) -> IpNet {
+    IpNet::new(Ipv4Addr::new(203, 0, 113, index << 6).into(), 26).unwrap()
+}
+
+impl Client {
+    /// Where it comes from, if that can be told.
+    pub(super) fn source(self) -> Option<IpAddr> {
+        match self {
+            Self::Node | Self::Pod => None,
+            Self::Outside(index) => Some(range(index).broadcast()),
+        }
+    }
+}
+
 /// One state of the whole cluster, as the model would ask for it.
 #[derive(Clone, Default)]
 pub(super) struct Desired {
     pub(super) ports: BTreeMap<PortKey, PortSnapshot>,
+    pub(super) addresses: BTreeMap<ObjectName, Vec<IpAddr>>,
+    pub(super) nets: BTreeSet<IpNet>,
 }
 
 /// One line a port: failing histories are read by people.
 impl fmt::Debug for Desired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for port in self.ports.values() {
-            let frontends: Vec<_> = port.frontends.iter().map(|(vip, _)| vip.ip).collect();
-            let (chosen, kept) = (&port.chosen, &port.kept);
+            let frontends: Vec<_> = port
+                .frontends
+                .iter()
+                .map(|(vip, kind)| (vip.ip, kind))
+                .collect();
+            let (chosen, kept, local) = (&port.chosen, &port.kept, &port.local);
             write!(
                 f,
-                "{} {frontends:?} {chosen:?} {kept:?} {:?}; ",
-                port.key, port.empty
+                "{} {frontends:?} {chosen:?} {kept:?} {local:?} {:?} outside {} {:?}; ",
+                port.key, port.empty, port.outside_is_local, port.source_ranges
             )?;
         }
-        Ok(())
+        write!(f, "{:?} {:?}", self.addresses, self.nets)
     }
 }
 
@@ -67,6 +107,7 @@ impl Desired {
             .into_iter()
             .map(|service| Change {
                 ports: self.ports_of(&service),
+                addresses: self.addresses_of(&service),
                 service,
             })
             .collect()
@@ -80,11 +121,49 @@ impl Desired {
             .collect()
     }
 
+    pub(super) fn addresses_of(&self, service: &ObjectName) -> Vec<IpAddr> {
+        self.addresses.get(service).cloned().unwrap_or_default()
+    }
+
+    /// Whether the address is any Service's ClusterIP.
+    pub(super) fn knows(&self, ip: &IpAddr) -> bool {
+        self.addresses.values().flatten().any(|known| known == ip)
+    }
+
+    fn owned(&self, address: &FrontendAddress) -> Option<(&PortSnapshot, FrontendKind)> {
+        self.ports.values().find_map(|port| {
+            let owned = port.frontends.iter().find(|(owned, _)| owned == address);
+            owned.map(|(_, kind)| (port, *kind))
+        })
+    }
+
     pub(super) fn owner(&self, address: &FrontendAddress) -> Option<&PortKey> {
-        self.ports
-            .values()
-            .find(|port| port.frontends.iter().any(|(owned, _)| owned == address))
-            .map(|port| &port.key)
+        self.owned(address).map(|(port, _)| &port.key)
+    }
+
+    /// Whether source ranges keep the client from the frontend.
+    pub(super) fn bars(&self, address: &FrontendAddress, client: Client) -> bool {
+        let limits = match self.owned(address) {
+            Some((port, FrontendKind::LoadBalancer)) => port.source_ranges.as_ref(),
+            _ => None,
+        };
+        limits.is_some_and(|limits| match client {
+            Client::Node => !limits.admit_node,
+            Client::Pod => !limits.admit_pods,
+            Client::Outside(index) => !limits.ranges.contains(&range(index)),
+        })
+    }
+
+    /// Whether the port's ranges, if it has any, have the client in them.
+    pub(super) fn admits(&self, key: &PortKey, client: Client) -> bool {
+        let limits = self
+            .ports
+            .get(key)
+            .and_then(|port| port.source_ranges.as_ref());
+        limits.is_some_and(|limits| match client {
+            Client::Outside(index) => limits.ranges.contains(&range(index)),
+            Client::Node | Client::Pod => false,
+        })
     }
 
     pub(super) fn of_port(&self, key: &PortKey) -> Outcome {
@@ -98,9 +177,17 @@ impl Desired {
         }
     }
 
-    pub(super) fn of(&self, address: &FrontendAddress) -> Outcome {
-        self.owner(address)
-            .map_or(Outcome::Pass, |key| self.of_port(key))
+    /// What a client meets that is not barred.
+    pub(super) fn of(&self, address: &FrontendAddress, client: Client) -> Outcome {
+        let Some((port, kind)) = self.owned(address) else {
+            return Outcome::Pass;
+        };
+        let is_outside = matches!(client, Client::Outside(_));
+        if is_outside && port.outside_is_local && kind != FrontendKind::ClusterIp {
+            self.of_port(&local_twin(&port.key))
+        } else {
+            self.of_port(&port.key)
+        }
     }
 }
 
@@ -108,12 +195,20 @@ pub(super) fn all_services() -> BTreeSet<ObjectName> {
     (0..SERVICES).map(service_name).collect()
 }
 
-/// A port of a Service: what it chooses and keeps, as sets of backend numbers.
-type PortSpec = (u8, u8, bool);
+pub(super) fn local_twin(key: &PortKey) -> PortKey {
+    PortKey {
+        scope: Scope::Local,
+        ..key.clone()
+    }
+}
+
+/// A port of a Service: what it chooses and keeps, and which of those are local, as sets of backend
+/// numbers; whether it drops when it is empty; whether outside is local; source ranges (and the node,
+/// and the pods) as a set.
+type PortSpec = ([u8; 3], bool, bool, Option<u8>);
 
 fn addresses(set: u8) -> Vec<SocketAddr> {
-    (0..BACKENDS)
-        .filter(|i| set & (1 << i) != 0)
+    members(set, BACKENDS)
         .map(|i| SocketAddr::new(Ipv4Addr::new(10, 0, 0, i + 1).into(), 8080))
         .collect()
 }
@@ -121,18 +216,39 @@ fn addresses(set: u8) -> Vec<SocketAddr> {
 /// Every Service has up to three ports (one is the Local twin of another), and every frontend an
 /// owner that may change from state to state.
 pub(super) fn desired() -> impl Strategy<Value = Desired> {
-    let port = prop::option::weighted(0.6, (0u8..1 << BACKENDS, 0u8..1 << BACKENDS, any::<bool>()));
-    let ports = prop::collection::vec(port, usize::from(SERVICES) * 3);
+    let set = || 0u8..1 << BACKENDS;
+    let port = (
+        [set(), set(), set()],
+        any::<bool>(),
+        any::<bool>(),
+        prop::option::of(0u8..1 << (RANGES + 2)),
+    );
+    let ports = prop::collection::vec(prop::option::weighted(0.6, port), usize::from(SERVICES) * 3);
     let owners = prop::collection::vec(0usize..14, usize::from(VIPS));
-    let kinds = prop::collection::vec(any::<bool>(), usize::from(VIPS));
-    (ports, owners, kinds).prop_map(|(ports, owners, kinds)| build(&ports, &owners, &kinds))
+    let kinds = prop::collection::vec(0u8..3, usize::from(VIPS));
+    let addresses = prop::collection::vec(0u8..1 << VIPS, usize::from(SERVICES));
+    (ports, owners, kinds, addresses, 0u8..4).prop_map(|(ports, owners, kinds, addresses, nets)| {
+        let mut desired = build(&ports, &owners, &kinds);
+        for (service, set) in (0..).zip(addresses) {
+            let ips: Vec<IpAddr> = members(set, VIPS).map(|i| vip(i).ip).collect();
+            if !ips.is_empty() {
+                desired.addresses.insert(service_name(service), ips);
+            }
+        }
+        desired.nets = members(nets, 2).map(range).collect();
+        desired
+    })
+}
+
+fn members(set: u8, count: u8) -> impl Iterator<Item = u8> {
+    (0..count).filter(move |i| set & (1 << i) != 0)
 }
 
 /// The first port of one Service, with the backends of a set.
 pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
     let index = usize::from(service) * 3;
     let mut ports = vec![None; usize::from(SERVICES) * 3];
-    ports[index] = Some((chosen, 0, false));
+    ports[index] = Some(([chosen, 0, 0], false, false, None));
     let owner = |vip| {
         if vips.contains(&vip) {
             index
@@ -141,10 +257,10 @@ pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
         }
     };
     let owners: Vec<usize> = (0..VIPS).map(owner).collect();
-    build(&ports, &owners, &[false; VIPS as usize])
+    build(&ports, &owners, &[0; VIPS as usize])
 }
 
-fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[bool]) -> Desired {
+fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired {
     let mut desired = Desired::default();
     let mut keys = Vec::new();
     for (service, specs) in (0..).zip(ports.chunks(3)) {
@@ -164,7 +280,10 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[bool]) -> Desire
                 scope,
             };
             keys.push(key.clone());
-            if let Some((chosen, kept, drop)) = spec {
+            if let Some(([chosen, kept, local], drop, outside, ranges)) = spec {
+                let is_cluster = scope == Scope::Cluster;
+                let has_twin = port == "b" && specs[2].is_some();
+                let wanted = addresses(chosen | kept);
                 desired.ports.insert(
                     key.clone(),
                     PortSnapshot {
@@ -172,17 +291,27 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[bool]) -> Desire
                         frontends: Vec::new(),
                         chosen: addresses(*chosen),
                         kept: addresses(kept & !chosen),
+                        local: wanted
+                            .into_iter()
+                            .filter(|address| addresses(*local).contains(address))
+                            .collect(),
                         empty: if *drop { Empty::Drop } else { Empty::Refuse },
+                        outside_is_local: is_cluster && has_twin && *outside,
+                        source_ranges: ranges.filter(|_| is_cluster).map(|set| SourceRanges {
+                            ranges: members(set, RANGES).map(range).collect(),
+                            admit_node: set & (1 << RANGES) != 0,
+                            admit_pods: set & (2 << RANGES) != 0,
+                        }),
                     },
                 );
             }
         }
     }
-    for (index, (owner, external)) in (0..).zip(owners.iter().zip(kinds)) {
-        let kind = if *external {
-            FrontendKind::ExternalIp
-        } else {
-            FrontendKind::ClusterIp
+    for (index, (owner, kind)) in (0..).zip(owners.iter().zip(kinds)) {
+        let kind = match kind {
+            0 => FrontendKind::ClusterIp,
+            1 => FrontendKind::ExternalIp,
+            _ => FrontendKind::LoadBalancer,
         };
         if let Some(port) = keys.get(*owner).and_then(|key| desired.ports.get_mut(key)) {
             port.frontends.push((vip(index), kind));

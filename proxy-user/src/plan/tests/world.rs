@@ -2,15 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use proxy_common::{
-    abi::{Counter, FrontendKey, ServiceName, ServiceWord, SockAddr, map},
-    datapath::socket::{Verdict, connect},
+    abi::{Addr, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SockAddr, map},
+    datapath::{
+        lookup::{NoChoice, choose},
+        socket::{Verdict, connect},
+    },
 };
 
-use super::oracle::{Desired, Outcome, VIPS, vip};
+use super::oracle::{CLIENTS, Client, Desired, Outcome, VIPS, local_twin, vip};
 use crate::{
     maps::{Capacity, MapStore, Observed, StoreError, fake::FakeStore},
     model::{FrontendAddress, ObjectName, PortKey},
@@ -37,26 +41,97 @@ pub(super) struct Failure {
     pub(super) cut: bool,
 }
 
+/// What a client may meet at a frontend.
+#[derive(Debug, Default)]
+struct Allowed {
+    /// If it is let through.
+    lists: Vec<Outcome>,
+    may_pass: bool,
+    may_be_barred: bool,
+}
+
 /// Checks everything after every step.
 #[derive(Debug)]
 struct Checked {
     inner: FakeStore,
     failure: Option<Failure>,
-    allowed: BTreeMap<FrontendAddress, Vec<Outcome>>,
+    allowed: BTreeMap<(FrontendAddress, Client), Allowed>,
     /// Frontends that must not miss a beat: backends before, backends after.
-    steady: BTreeSet<FrontendAddress>,
+    steady: BTreeSet<(FrontendAddress, Client)>,
+    /// Whether an address may be known as a ClusterIP, or may not be.
+    known: BTreeMap<IpAddr, BTreeSet<bool>>,
     readers: Vec<Reader>,
 }
 
-fn dial(store: &FakeStore, address: &FrontendAddress, cookie: u64) -> Outcome {
+fn frontend_of(store: &FakeStore, address: &FrontendAddress) -> Option<Frontend> {
+    store
+        .maps
+        .frontends
+        .get(&FrontendKey {
+            addr: address.ip.into(),
+            port_be: address.port.to_be(),
+            protocol: address.protocol.number(),
+            zero: 0,
+        })
+        .copied()
+}
+
+/// What the client meets; `None` if source ranges bar it.
+fn dial(
+    store: &FakeStore,
+    address: &FrontendAddress,
+    client: Client,
+    cookie: u64,
+) -> Option<Outcome> {
+    if let Some(source) = client.source() {
+        return dial_from(store, address, source);
+    }
+    let maps = &store.maps;
+    maps.of_node.set(client == Client::Node);
+    let count = |counter| maps.counter(counter);
+    let before = [Counter::ConnectNotAllowed, Counter::ConnectUndefinedPort].map(count);
     let to = SockAddr::from(SocketAddr::new(address.ip, address.port));
-    let socket = store.maps.socket(cookie);
-    match connect(&socket, address.protocol, &to) {
+    let verdict = connect(&maps.socket(cookie), address.protocol, &to);
+    if count(Counter::ConnectNotAllowed) > before[0] {
+        assert_eq!(verdict, Verdict::Drop);
+        return None;
+    }
+    Some(match verdict {
+        // That there is no such frontend is all that counts here.
+        Verdict::Refuse if count(Counter::ConnectUndefinedPort) > before[1] => Outcome::Pass,
         Verdict::Pass => Outcome::Pass,
         Verdict::Refuse => Outcome::Refuse,
         Verdict::Drop => Outcome::Drop,
         Verdict::Rewrite(to) => Outcome::To([to.socket_addr()].into()),
+    })
+}
+
+/// The same, as the packet path reads the maps.
+fn dial_from(store: &FakeStore, address: &FrontendAddress, source: IpAddr) -> Option<Outcome> {
+    let Some(frontend) = frontend_of(store, address) else {
+        return Some(Outcome::Pass);
+    };
+    if frontend.flags & Frontend::SOURCE_RANGES != 0 {
+        // All are IPv4, whose bits count from 96.
+        let holds = |(addr, bits): &(Addr, u32)| {
+            let length = u8::try_from(bits - 96).unwrap();
+            IpNet::new(addr.ip(), length).unwrap().contains(&source)
+        };
+        let ranges = store.maps.source_ranges.get(&frontend.service);
+        if !ranges.is_some_and(|ranges| ranges.iter().any(holds)) {
+            return None;
+        }
     }
+    let service = match frontend.outside_service {
+        0 => frontend.service,
+        outside => outside,
+    };
+    Some(match choose(&store.maps, service) {
+        Ok(choice) => Outcome::To([choice.address.socket_addr()].into()),
+        Err(NoChoice::NoEndpoints) => Outcome::Refuse,
+        Err(NoChoice::NoLocalEndpoint) => Outcome::Drop,
+        Err(NoChoice::Damaged) => panic!("damaged: {frontend:?}"),
+    })
 }
 
 fn fits(seen: &Outcome, allowed: &Outcome) -> bool {
@@ -68,20 +143,31 @@ fn fits(seen: &Outcome, allowed: &Outcome) -> bool {
 
 impl Checked {
     fn check(&self, step: &Step) {
-        for index in 0..VIPS {
-            let address = vip(index);
-            for cookie in 0..4 {
-                let seen = dial(&self.inner, &address, cookie);
-                let allowed = &self.allowed[&address];
+        for (key, allowed) in &self.allowed {
+            let (address, client) = key;
+            for cookie in 0..3 {
+                let seen = dial(&self.inner, address, *client, cookie);
+                let fine = match &seen {
+                    Some(seen) => {
+                        allowed.may_pass && allowed.lists.iter().any(|list| fits(seen, list))
+                    }
+                    None => allowed.may_be_barred,
+                };
                 assert!(
-                    allowed.iter().any(|allowed| fits(&seen, allowed)),
-                    "after `{step}` {address} meets {seen:?}, none of {allowed:?}"
+                    fine,
+                    "after `{step}` {address} gives {client:?} {seen:?}, none of {allowed:?}"
                 );
                 assert!(
-                    matches!(seen, Outcome::To(_)) || !self.steady.contains(&address),
-                    "after `{step}` {address} meets {seen:?}, though it has backends throughout"
+                    matches!(seen, Some(Outcome::To(_))) || !self.steady.contains(key),
+                    "after `{step}` {address} gives {client:?} {seen:?}, though it has backends throughout"
                 );
             }
+        }
+        for (ip, allowed) in &self.known {
+            let to = SockAddr::from(SocketAddr::new(*ip, 81));
+            let socket = self.inner.maps.socket(0);
+            let seen = connect(&socket, vip(0).protocol, &to) == Verdict::Refuse;
+            assert!(allowed.contains(&seen), "after `{step}` {ip}: {seen}");
         }
         assert_eq!(
             self.inner.maps.counter(Counter::TableDamaged),
@@ -138,7 +224,7 @@ impl MapStore for Checked {
                 return Err(StoreError::Full {
                     map: map::FRONTENDS,
                     capacity: 0,
-                    flag: "--max-frontends",
+                    remedy: "none",
                 });
             }
             failure.after -= 1;
@@ -162,6 +248,10 @@ pub(super) struct World {
     pub(super) planner: Planner,
     store: Checked,
     desired: Desired,
+    /// What was desired before that.
+    before: Desired,
+    /// Whatever a list was to be at any time: it may still be that while plans fail.
+    ever: BTreeMap<PortKey, Vec<Outcome>>,
     /// Ports that each frontend may belong to while plans fail.
     owners: BTreeMap<FrontendAddress, BTreeSet<PortKey>>,
     retry: BTreeSet<ObjectName>,
@@ -176,11 +266,23 @@ impl World {
             store: Checked {
                 inner,
                 failure: None,
-                allowed: (0..VIPS).map(|i| (vip(i), vec![Outcome::Pass])).collect(),
+                allowed: at_every_frontend()
+                    .map(|key| {
+                        let allowed = Allowed {
+                            lists: vec![Outcome::Pass],
+                            may_pass: true,
+                            may_be_barred: false,
+                        };
+                        (key, allowed)
+                    })
+                    .collect(),
                 steady: BTreeSet::new(),
+                known: (0..VIPS).map(|i| (vip(i).ip, [false].into())).collect(),
                 readers: Vec::new(),
             },
             desired: Desired::default(),
+            before: Desired::default(),
+            ever: BTreeMap::new(),
             owners: BTreeMap::new(),
             retry: BTreeSet::new(),
             grace: None,
@@ -201,13 +303,23 @@ impl World {
         let old = std::mem::replace(&mut self.desired, desired);
         let touched = super::oracle::all_services()
             .into_iter()
-            .filter(|service| old.ports_of(service) != self.desired.ports_of(service))
+            .filter(|service| {
+                old.ports_of(service) != self.desired.ports_of(service)
+                    || old.addresses_of(service) != self.desired.addresses_of(service)
+            })
             .collect();
+        self.before = old;
+        for key in self.desired.ports.keys() {
+            let outcome = self.desired.of_port(key);
+            self.ever.entry(key.clone()).or_default().push(outcome);
+        }
         self.sync(touched, failure);
+        self.before = self.desired.clone();
     }
 
     fn sync(&mut self, mut touched: BTreeSet<ObjectName>, failure: Option<Failure>) {
         touched.append(&mut self.retry);
+        self.planner.want_service_nets(self.desired.nets.clone());
         let mut plan = self.planner.plan(&self.desired.changes(touched));
         self.retry
             .extend(plan.refused.drain(..).map(|refused| refused.key.service));
@@ -220,25 +332,65 @@ impl World {
     /// Whatever was possible so far, and the new state; with it the owner's own way there.
     fn allow(&mut self, failure: Option<Failure>) {
         self.store.steady.clear();
-        for index in 0..VIPS {
-            let address = vip(index);
+        for (address, client) in at_every_frontend() {
             let owners = self.owners.entry(address).or_default();
-            let allowed = self.store.allowed.get_mut(&address).unwrap();
-            let after = self.desired.of(&address);
+            let allowed = self.store.allowed.get_mut(&(address, client)).unwrap();
+            let after = self.desired.of(&address, client);
             let is_to = |outcome: &Outcome| matches!(outcome, Outcome::To(_));
             let new_owner = self.desired.owner(&address);
             let admitted = new_owner.is_some_and(|key| !self.retry.contains(&key.service));
             let only_cut = failure.is_none_or(|failure| failure.cut);
-            if allowed.iter().all(is_to) && is_to(&after) && admitted && only_cut {
-                self.store.steady.insert(address);
+            let bars = self.desired.bars(&address, client);
+            allowed.may_pass |= !bars;
+            allowed.may_be_barred |= bars;
+            let steady_before = allowed.lists.iter().all(is_to);
+            allowed
+                .lists
+                .extend(owners.iter().map(|key| self.desired.of_port(key)));
+            allowed.lists.push(after.clone());
+            if let Client::Outside(_) = client {
+                // On the way from one list of a port to the other, what each of them leads to.
+                let lists = owners.iter().chain(new_owner);
+                let fails = failure.is_some() || !self.retry.is_empty();
+                for key in lists.flat_map(|key| [key.clone(), local_twin(key)]) {
+                    if fails {
+                        let ever = self.ever.get(&key).into_iter().flatten();
+                        allowed.lists.extend(ever.cloned());
+                    }
+                    for state in [&self.before, &self.desired] {
+                        if state.ports.contains_key(&key) {
+                            allowed.lists.push(state.of_port(&key));
+                        }
+                    }
+                }
+                // Whoever had it goes its own way: it may admit others by now. If it is not taken
+                // from it after all, it may even have given up its ranges.
+                for key in owners.iter().filter(|key| Some(*key) != new_owner) {
+                    allowed.may_pass |= self.desired.admits(key, client);
+                    if fails {
+                        allowed.may_pass = true;
+                        allowed.may_be_barred = true;
+                    }
+                }
             }
-            allowed.extend(owners.iter().map(|key| self.desired.of_port(key)));
-            allowed.push(after);
+            let steady = match client {
+                Client::Node | Client::Pod => steady_before && is_to(&after),
+                Client::Outside(_) => allowed.lists.iter().all(is_to),
+            };
+            if steady && !allowed.may_be_barred && admitted && only_cut {
+                self.store.steady.insert((address, client));
+            }
             if new_owner.is_some() && !admitted {
                 // Whoever had it gives it up, and whoever gets it has no room.
-                allowed.push(Outcome::Pass);
+                allowed.lists.push(Outcome::Pass);
             }
-            owners.extend(new_owner.cloned());
+        }
+        for index in 0..VIPS {
+            let address = vip(index);
+            let owners = self.owners.entry(address).or_default();
+            owners.extend(self.desired.owner(&address).cloned());
+            let known = self.store.known.entry(address.ip).or_default();
+            known.insert(self.desired.knows(&address.ip));
         }
     }
 
@@ -252,11 +404,22 @@ impl World {
                 None => self.retry.is_empty(),
             };
             if settled {
-                self.store
-                    .allowed
-                    .insert(address, vec![self.desired.of(&address)]);
+                for client in CLIENTS {
+                    let bars = self.desired.bars(&address, client);
+                    let allowed = Allowed {
+                        lists: vec![self.desired.of(&address, client)],
+                        may_pass: !bars,
+                        may_be_barred: bars,
+                    };
+                    self.store.allowed.insert((address, client), allowed);
+                }
                 self.owners
                     .insert(address, owner.into_iter().cloned().collect());
+            }
+        }
+        if self.retry.is_empty() {
+            for (ip, known) in &mut self.store.known {
+                *known = [self.desired.knows(ip)].into();
             }
         }
         self.store.steady.clear();
@@ -282,15 +445,13 @@ impl World {
     /// A program starts at every service that a frontend names.
     pub(super) fn start_readers(&mut self) {
         let inner = &self.store.inner;
-        let readers = (0..VIPS).filter_map(|index| {
-            let address = vip(index);
-            let frontend = inner.maps.frontends.get(&FrontendKey {
-                addr: address.ip.into(),
-                port_be: address.port.to_be(),
-                protocol: address.protocol.number(),
-                zero: 0,
-            })?;
-            let word = inner.maps.services[&frontend.service];
+        let services = (0..VIPS).flat_map(|index| {
+            let frontend = frontend_of(inner, &vip(index));
+            let named = frontend.map(|frontend| [frontend.service, frontend.outside_service]);
+            named.into_iter().flatten().filter(|service| *service != 0)
+        });
+        let readers = services.map(|service| {
+            let word = inner.maps.services[&service];
             let backends = (word.first_slot()..word.first_slot() + word.count())
                 .map(|slot| {
                     let id = inner.maps.slots[&slot];
@@ -299,13 +460,13 @@ impl World {
                     (id, at.socket_addr())
                 })
                 .collect();
-            Some(Reader {
-                service: frontend.service,
-                name: inner.names[&frontend.service],
+            Reader {
+                service,
+                name: inner.names[&service],
                 word,
                 backends,
                 until: None,
-            })
+            }
         });
         let readers: Vec<Reader> = readers.collect();
         self.store.readers.extend(readers);
@@ -380,8 +541,42 @@ impl World {
     pub(super) fn fresh_planner_has_nothing_to_do(&mut self) {
         let observed = self.store.observe().unwrap();
         let mut fresh = Planner::adopt(self.store.capacity(), &observed);
+        fresh.want_service_nets(self.desired.nets.clone());
         assert_eq!(fresh.used(), self.planner.used());
         let plan = fresh.plan(&self.desired.changes(super::oracle::all_services()));
         assert!(plan.steps.is_empty(), "a restart writes {:?}", plan.steps);
     }
+
+    /// What no client meets, but the maps must hold all the same.
+    pub(super) fn all_is_in_place(&self) {
+        let observed = self.store.observe().unwrap();
+        assert_eq!(observed.service_nets, self.desired.nets);
+        let mut ranges: BTreeMap<u32, BTreeSet<IpNet>> = BTreeMap::new();
+        for (id, name) in &observed.names {
+            let port = self.desired.ports.values().find(|port| {
+                port.key.service_port_name() == name.text() && port.key.scope as u8 == name.scope
+            });
+            let port = port.expect("a port that is wanted");
+            if let Some(limits) = &port.source_ranges
+                && !limits.ranges.is_empty()
+            {
+                ranges.insert(*id, limits.ranges.clone());
+            }
+            let backends = observed.backends.values().filter(|b| b.service == *id);
+            for backend in backends {
+                let at = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+                assert_eq!(
+                    backend.flags == Backend::LOCAL,
+                    port.local.contains(&at),
+                    "{at} of {}",
+                    port.key
+                );
+            }
+        }
+        assert_eq!(ranges, observed.source_ranges.into_iter().collect());
+    }
+}
+
+fn at_every_frontend() -> impl Iterator<Item = (FrontendAddress, Client)> {
+    (0..VIPS).flat_map(|index| CLIENTS.map(|client| (vip(index), client)))
 }

@@ -116,6 +116,7 @@ impl Folder {
                 Key::Node(name) => ingest::node_gone(name),
                 Key::Service(name) => Event::ServiceGone(name.clone()),
                 Key::EndpointSlice(name) => Event::SliceGone(name.clone()),
+                Key::ServiceCidr(name) => Event::ServiceCidrGone(name.clone()),
             }))
             .collect()
     }
@@ -132,11 +133,18 @@ fn bracketed(events: Vec<Event>) -> Vec<Event> {
     let (slices, others): (Vec<_>, Vec<_>) = events
         .into_iter()
         .partition(|event| matches!(event, Event::SliceApplied(_)));
-    let (services, nodes): (Vec<_>, Vec<_>) = others
+    let (services, others): (Vec<_>, Vec<_>) = others
         .into_iter()
         .partition(|event| matches!(event, Event::ServiceApplied(_)));
+    let (cidrs, nodes): (Vec<_>, Vec<_>) = others
+        .into_iter()
+        .partition(|event| matches!(event, Event::ServiceCidrApplied(..)));
     let mut list = nodes;
-    for (kind, events) in [(Kind::Service, services), (Kind::EndpointSlice, slices)] {
+    for (kind, events) in [
+        (Kind::ServiceCidr, cidrs),
+        (Kind::Service, services),
+        (Kind::EndpointSlice, slices),
+    ] {
         list.push(Event::ListStarted(kind));
         list.extend(events);
         list.push(Event::Listed(kind));

@@ -13,6 +13,12 @@ fn slice(name: &str) -> String {
     )
 }
 
+fn cidr(net: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\nspec: {{cidrs: [{net}]}}\n---\n"
+    )
+}
+
 fn texts(files: &[(&str, &str)]) -> Texts {
     files
         .iter()
@@ -34,6 +40,8 @@ fn told(update: &Update) -> Vec<String> {
             Event::ServiceGone(name) => format!("-{name}"),
             Event::SliceApplied(slice) => format!("+{}", slice.name),
             Event::SliceGone(name) => format!("-{name}"),
+            Event::ServiceCidrApplied(name, nets) => format!("+{name} {nets:?}"),
+            Event::ServiceCidrGone(name) => format!("-{name}"),
             Event::NodeChanged(node) => format!("node {} {:?}", node.name, node.zone),
             Event::LocalAddresses(ips) => format!("addresses {ips:?}"),
         })
@@ -51,12 +59,18 @@ fn the_first_reading_is_a_list_of_each_kind() {
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/zone: a}}\n";
     let update = Folder::new("n1").update(texts(&[
         ("a.yaml", &(slice("web") + &service("web", "10.0.0.1"))),
-        ("n.yml", node),
+        (
+            "n.yml",
+            &(node.to_owned() + "---\n" + &cidr("10.96.0.0/12")),
+        ),
     ]));
     assert_eq!(
         told(&update),
         [
             "node n1 Some(\"a\")",
+            "list ServiceCIDR",
+            "+kubernetes [10.96.0.0/12]",
+            "listed ServiceCIDR",
             "list Service",
             "+default/web [10.0.0.1]",
             "listed Service",
@@ -72,7 +86,7 @@ fn the_first_reading_is_a_list_of_each_kind() {
 fn an_empty_folder_is_listed_too_and_said_once() {
     let mut folder = Folder::new("n1");
     let update = folder.update(texts(&[]));
-    assert_eq!(update.events.len(), 4);
+    assert_eq!(update.events.len(), 6);
     assert_eq!(update.lines.len(), 1);
     assert_eq!(folder.update(texts(&[])), Update::default());
 }
@@ -198,4 +212,13 @@ fn without_its_manifest_the_node_has_no_zone() {
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/zone: a}}\n";
     let mut folder = folder(&[("n.yaml", node)]);
     assert_eq!(told(&folder.update(texts(&[]))), ["node n1 None"]);
+}
+
+#[test]
+fn a_service_cidr_changes_and_goes_as_any_object() {
+    let mut folder = folder(&[("a.yaml", &cidr("10.96.0.0/12"))]);
+    let update = folder.update(texts(&[("a.yaml", &cidr("10.96.0.0/16"))]));
+    assert_eq!(told(&update), ["+kubernetes [10.96.0.0/16]"]);
+    let update = folder.update(texts(&[("a.yaml", &service("web", "10.0.0.1"))]));
+    assert_eq!(told(&update), ["+default/web [10.0.0.1]", "-kubernetes"]);
 }

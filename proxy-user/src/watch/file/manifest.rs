@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 use crate::model::{
@@ -16,6 +18,7 @@ pub(super) enum Key {
     Node(Arc<str>),
     Service(ObjectName),
     EndpointSlice(ObjectName),
+    ServiceCidr(Arc<str>),
 }
 
 impl fmt::Display for Key {
@@ -24,6 +27,7 @@ impl fmt::Display for Key {
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Service(name) => write!(f, "Service {name}"),
             Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }
@@ -127,6 +131,7 @@ struct List<V> {
 enum Use {
     Service,
     EndpointSlice,
+    ServiceCidr,
     Node,
     /// A list, and the kind of those of its items that don't say theirs (`kubectl get --raw`).
     List(Option<(&'static str, &'static str)>),
@@ -138,6 +143,7 @@ fn use_of(api_version: &str, kind: &str) -> Use {
     match (api_version, kind) {
         ("v1", "Service") => Use::Service,
         ("discovery.k8s.io/v1", "EndpointSlice") => Use::EndpointSlice,
+        ("networking.k8s.io/v1", "ServiceCIDR") => Use::ServiceCidr,
         ("v1", "Node") => Use::Node,
         ("v1", "List") => Use::List(None),
         ("v1", "ServiceList") => Use::List(Some(("v1", "Service"))),
@@ -145,7 +151,10 @@ fn use_of(api_version: &str, kind: &str) -> Use {
             Use::List(Some(("discovery.k8s.io/v1", "EndpointSlice")))
         }
         ("v1", "NodeList") => Use::List(Some(("v1", "Node"))),
-        (_, "Service" | "EndpointSlice" | "Node") => Use::Unknown,
+        ("networking.k8s.io/v1", "ServiceCIDRList") => {
+            Use::List(Some(("networking.k8s.io/v1", "ServiceCIDR")))
+        }
+        (_, "Service" | "EndpointSlice" | "ServiceCIDR" | "Node") => Use::Unknown,
         (_, kind) if WELL_KNOWN.contains(&kind) => Use::PassOver,
         _ => Use::Unknown,
     }
@@ -184,7 +193,6 @@ const WELL_KNOWN: &[&str] = &[
     "RuntimeClass",
     "Secret",
     "ServiceAccount",
-    "ServiceCIDR",
     "StatefulSet",
     "StorageClass",
 ];
@@ -275,6 +283,12 @@ impl Reader<'_> {
                     ingest::slice(slice)
                 });
             }
+            Use::ServiceCidr => self.read(
+                place,
+                source,
+                Key::ServiceCidr(name.name),
+                |cidr: networking::ServiceCIDR| ingest::service_cidr(cidr),
+            ),
             Use::Node if &*name.name == self.own_node => {
                 let own_node = self.own_node;
                 self.read(place, source, Key::Node(name.name), |node: core::Node| {
@@ -296,7 +310,8 @@ impl Reader<'_> {
             } else {
                 format!(
                     "{place}: kind {kind:?} of apiVersion {api_version:?} is not known, passed over; \
-                     Service (v1), EndpointSlice (discovery.k8s.io/v1) and Node (v1) are read"
+                     Service (v1), EndpointSlice (discovery.k8s.io/v1), ServiceCIDR \
+                     (networking.k8s.io/v1) and Node (v1) are read"
                 )
             }),
         }

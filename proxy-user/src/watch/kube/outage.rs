@@ -86,6 +86,15 @@ fn api_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
+/// Why the kind is not served, if it isn't: to nobody (by an old server), or not to us.
+pub(super) fn withheld(error: &watcher::Error) -> Option<&'static str> {
+    match api_code(error)? {
+        403 => Some("the ClusterRole does not grant get, list and watch"),
+        404 => Some("this API server has no such kind"),
+        _ => None,
+    }
+}
+
 /// Where kube's watcher would go on from a version that leads nowhere: it resumes for ever after an
 /// HTTP 410, and passes over an event that it could not read (which it may take for a status).
 pub(super) fn needs_list(error: &watcher::Error) -> bool {

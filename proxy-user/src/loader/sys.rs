@@ -1,0 +1,53 @@
+//! bpf(2), for what aya keeps to itself.
+
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+};
+
+/// `enum bpf_cmd`, include/uapi/linux/bpf.h.
+pub(super) const OBJ_PIN: libc::c_int = 6;
+pub(super) const OBJ_GET: libc::c_int = 7;
+pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+pub(super) const PROG_QUERY: libc::c_int = 16;
+pub(super) const MAP_LOOKUP_BATCH: libc::c_int = 24;
+pub(super) const LINK_CREATE: libc::c_int = 28;
+pub(super) const LINK_UPDATE: libc::c_int = 29;
+
+/// An anonymous struct of `union bpf_attr`: `repr(C)`, made of integers only.
+///
+/// # Safety
+/// Addresses in it are of memory that is valid for what the command reads or writes there.
+pub(super) unsafe trait Attr {}
+
+pub(super) fn bpf<T: Attr>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+    // SAFETY: `attr` is valid for its size; what it points to is valid as its trait promises.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        RawFd::try_from(result).map_err(io::Error::other)
+    }
+}
+
+/// For commands that make a descriptor.
+pub(super) fn bpf_fd<T: Attr>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(super) fn number(fd: RawFd) -> u32 {
+    u32::try_from(fd).expect("an open descriptor is not negative")
+}
+
+pub(super) fn length<T>() -> u32 {
+    u32::try_from(size_of::<T>()).expect("a small struct")
+}

@@ -1,0 +1,154 @@
+//! What is known of addresses as such: which are ClusterIPs, and which ranges they come from. Both only
+//! make the programs reject and drop.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use proxy_common::abi::{Protocol, map};
+
+use super::{
+    ids::Full,
+    planner::{Plan, Planned, Refused, nobody},
+    step::Step,
+};
+use crate::model::{Family, ObjectName, PortKey, Scope};
+
+/// An address may be that of several Services, with different ports: it is known while any of them
+/// has it.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    /// In the map.
+    known: HashSet<IpAddr>,
+    /// In the map, and nobody's: left by an earlier agent, or given up.
+    unheld: BTreeSet<IpAddr>,
+    holders: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    of_service: BTreeMap<ObjectName, Vec<IpAddr>>,
+}
+
+impl Addresses {
+    pub(super) fn adopt(&mut self, ip: IpAddr) {
+        self.known.insert(ip);
+        self.unheld.insert(ip);
+    }
+
+    /// How many are in the map.
+    pub(super) fn used(&self) -> u64 {
+        self.known.len() as u64
+    }
+
+    pub(super) fn hold(&mut self, service: &ObjectName, ips: &[IpAddr]) {
+        for ip in self.of_service.remove(service).unwrap_or_default() {
+            if let Some(holders) = self.holders.get_mut(&ip) {
+                holders.remove(service);
+                if holders.is_empty() {
+                    self.holders.remove(&ip);
+                    if self.known.contains(&ip) {
+                        self.unheld.insert(ip);
+                    }
+                }
+            }
+        }
+        for ip in ips {
+            self.unheld.remove(ip);
+            self.holders.entry(*ip).or_default().insert(service.clone());
+        }
+        if !ips.is_empty() {
+            self.of_service.insert(service.clone(), ips.to_vec());
+        }
+    }
+
+    /// Adds what leads to what is held by these Services, and by nobody. `room`: for how many more the
+    /// map is large enough.
+    pub(super) fn plan<'a>(
+        &self,
+        plan: &mut Plan,
+        services: impl Iterator<Item = &'a ObjectName>,
+        full: impl Fn() -> Full,
+        mut room: u64,
+    ) {
+        let mut planned = HashSet::new();
+        // Those are tried again as a whole.
+        let refused: HashSet<ObjectName> = plan
+            .refused
+            .iter()
+            .map(|refused| refused.key.service.clone())
+            .collect();
+        for service in services.filter(|service| !refused.contains(*service)) {
+            for &ip in self.of_service.get(service).into_iter().flatten() {
+                if self.known.contains(&ip) || !planned.insert(ip) {
+                    continue;
+                }
+                let key = key_of(service, ip);
+                if room == 0 {
+                    plan.refused.push(Refused { key, full: full() });
+                    continue;
+                }
+                room -= 1;
+                plan.steps.push(Planned {
+                    port: Arc::new(key),
+                    step: Step::PutAddress { ip },
+                });
+            }
+        }
+        let nobody = Arc::new(nobody());
+        plan.steps.extend(self.unheld.iter().map(|ip| Planned {
+            port: Arc::clone(&nobody),
+            step: Step::RemoveAddress { ip: *ip },
+        }));
+    }
+
+    pub(super) fn put(&mut self, ip: IpAddr) {
+        self.known.insert(ip);
+    }
+
+    pub(super) fn removed(&mut self, ip: IpAddr) {
+        self.known.remove(&ip);
+        self.unheld.remove(&ip);
+    }
+}
+
+/// Whose plan the entry of an address belongs to.
+fn key_of(service: &ObjectName, ip: IpAddr) -> PortKey {
+    PortKey {
+        service: service.clone(),
+        port: "".into(),
+        protocol: Protocol::Tcp,
+        family: Family::of(&ip),
+        scope: Scope::Cluster,
+    }
+}
+
+/// The ServiceCIDRs.
+#[derive(Debug, Default)]
+pub(super) struct ServiceNets {
+    /// In the map.
+    pub(super) known: BTreeSet<IpNet>,
+    /// `None`: nobody has said yet; what is there stays.
+    pub(super) wanted: Option<BTreeSet<IpNet>>,
+}
+
+impl ServiceNets {
+    pub(super) fn plan(&self, plan: &mut Plan) {
+        let Some(wanted) = &self.wanted else {
+            return;
+        };
+        let key = Arc::new(PortKey {
+            port: map::SERVICE_NETS.into(),
+            ..nobody()
+        });
+        let come = wanted.difference(&self.known);
+        let gone = self.known.difference(wanted);
+        plan.steps.extend(
+            gone.map(|net| Step::RemoveServiceNet { net: *net })
+                .chain(come.map(|net| Step::PutServiceNet { net: *net }))
+                .map(|step| Planned {
+                    port: Arc::clone(&key),
+                    step,
+                }),
+        );
+    }
+}
