@@ -77,6 +77,9 @@ pub enum CliError {
         what: &'static str,
         source: std::io::Error,
     },
+    /// With --bind-address-hard-fail.
+    #[error("{0}")]
+    Listen(String),
     #[error("the filters of devices: {0}")]
     Devices(String),
     #[error("{0}")]
@@ -93,6 +96,7 @@ impl CliError {
             | Self::Pin(_)
             | Self::Store(_)
             | Self::Source(_)
+            | Self::Listen(_)
             | Self::Devices(_)
             | Self::Io { .. } => 1,
         }

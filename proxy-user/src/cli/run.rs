@@ -10,6 +10,8 @@ use crate::{
     devices::{Choice, Pattern},
     loader::{Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     model::NodePortScope,
+    server::parse_bind_address,
+    surfaces::SurfacesConfig,
 };
 
 #[derive(Args, Debug)]
@@ -39,6 +41,16 @@ pub(super) struct RunArgs {
         default_value = "primary"
     )]
     nodeport_addresses: Vec<String>,
+    /// Where /healthz and /livez are answered: an IP address and a port; "" for nowhere. 0.0.0.0 and
+    /// [::] stand for both families.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
+    healthz_bind_address: String,
+    /// Where /metrics, /proxyMode and /healthz are answered; "" for nowhere.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
+    metrics_bind_address: String,
+    /// End if one of these addresses can't be had; without it, it is tried again.
+    #[arg(long)]
+    bind_address_hard_fail: bool,
     /// Room for this many frontends (address, port and protocol).
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
@@ -99,6 +111,15 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     };
     let node_ports = NodePortScope::parse(&args.nodeport_addresses)
         .map_err(|error| CliError::Usage(format!("--nodeport-addresses: {error}")))?;
+    let bind = |flag: &str, address: &str, port| {
+        parse_bind_address(address, port)
+            .map_err(|error| CliError::Usage(format!("{flag} {address:?}: {error}")))
+    };
+    let surfaces = SurfacesConfig {
+        healthz: bind("--healthz-bind-address", &args.healthz_bind_address, 10256)?,
+        metrics: bind("--metrics-bind-address", &args.metrics_bind_address, 10249)?,
+        hard_fail: args.bind_address_hard_fail,
+    };
     let patterns = |flag: &str, values: &[String]| {
         Pattern::parse_all(values).map_err(|error| CliError::Usage(format!("{flag}: {error}")))
     };
@@ -130,6 +151,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             flows: args.max_flows,
             half_open: args.max_half_open,
         },
+        surfaces,
         devices,
         tc_attach: args.tc_attach,
         snat_ports: args.snat_ports,

@@ -33,6 +33,7 @@ fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
         ports: vec![port("", 80)],
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
+        health_check: None,
     }
 }
 
@@ -59,6 +60,7 @@ fn slice(text: &str, service: &str, addresses: &[&str]) -> EndpointSlice {
             port: NonZeroU16::new(8080).unwrap(),
         }],
         endpoints: addresses.iter().map(|text| endpoint(text)).collect(),
+        triggered: None,
     }
 }
 

@@ -87,7 +87,7 @@ fn kubeconfig_error(file: PathBuf, error: &KubeconfigError) -> SourceError {
 }
 
 /// kube's own client, but with connections whose death is noticed.
-pub(super) fn client(config: kube::Config) -> Result<kube::Client, SourceError> {
+pub fn client(config: kube::Config) -> Result<kube::Client, SourceError> {
     if let Some(proxy) = &config.proxy_url {
         log::warn!(
             "API server {}: the proxy {proxy} is not used, connecting directly",
