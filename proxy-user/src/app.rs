@@ -13,6 +13,7 @@ use tokio::{
 
 use crate::{
     cli::CliError,
+    config::{self, ConfigError, ConfigFile, Settings},
     loader::{self, Features, Loaded, Pins, Sizes},
     maps::{Capacity, MapStore as _, bpf::BpfStore},
     model::{Event, Model, Node, NodePortScope},
@@ -25,8 +26,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Source {
     Manifests(PathBuf),
-    /// A kubeconfig file, or what the environment says.
-    Kubernetes(Option<PathBuf>),
+    Kubernetes {
+        /// Without it, what the environment says.
+        kubeconfig: Option<PathBuf>,
+        /// The server's URL, in place of what that says.
+        master: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +39,9 @@ pub struct Config {
     pub source: Source,
     pub node_name: String,
     pub node_ports: NodePortScope,
+    pub settings: Settings,
+    /// When it changes, the agent ends.
+    pub config_file: Option<ConfigFile>,
     pub cgroup_root: PathBuf,
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
@@ -51,6 +59,7 @@ const GRACE_BY_TIME: Duration = Duration::from_secs(1);
 pub async fn run(config: Config) -> Result<(), CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+    let mut reconfigured = tokio::spawn(reconfigured(config.config_file.clone()));
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     tokio::spawn(watch::node_addr::run(events.clone()));
     let mut source = start_source(&config, events).await?;
@@ -106,8 +115,20 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             Ok(result) => result,
             Err(error) => Err(CliError::Io { what: "the source", source: error.into() }),
         },
+        ended = &mut reconfigured => Err(ended.map_or_else(
+            |error| CliError::Io { what: "watching the configuration", source: error.into() },
+            CliError::from,
+        )),
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
+    }
+}
+
+/// Never, without a file.
+async fn reconfigured(file: Option<ConfigFile>) -> ConfigError {
+    match file {
+        Some(file) => config::changed(file).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -159,8 +180,9 @@ async fn start_source(
                     .map_err(CliError::from)
             })
         }
-        Source::Kubernetes(kubeconfig) => {
-            let cluster = watch::kube::client_config(kubeconfig.as_deref()).await?;
+        Source::Kubernetes { kubeconfig, master } => {
+            let cluster =
+                watch::kube::cluster_config(kubeconfig.as_deref(), master.as_deref()).await?;
             log::info!("source: the API server {}", cluster.cluster_url);
             tokio::spawn(async move {
                 watch::kube::run(cluster, node_name, events)
