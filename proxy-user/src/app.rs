@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     cli::CliError,
+    config::{self, ConfigError, ConfigFile},
     devices::{Choice, Facts},
     expiry,
     keeper::{Inputs, Keeper},
@@ -32,8 +33,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Source {
     Manifests(PathBuf),
-    /// A kubeconfig file, or what the environment says.
-    Kubernetes(Option<PathBuf>),
+    Kubernetes {
+        /// Without it, what the environment says.
+        kubeconfig: Option<PathBuf>,
+        /// The server's URL, in place of what that says.
+        master: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -41,6 +46,10 @@ pub struct Config {
     pub source: Source,
     pub node_name: String,
     pub node_ports: NodePortScope,
+    /// In place of the Node object's of its family.
+    pub primary_ip: Option<IpAddr>,
+    /// When it changes, the agent ends.
+    pub config_file: Option<ConfigFile>,
     pub cgroup_root: PathBuf,
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
@@ -62,6 +71,7 @@ const GRACE_BY_TIME: Duration = Duration::from_secs(1);
 pub async fn run(config: Config) -> Result<(), CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+    let mut reconfigured = tokio::spawn(reconfigured(config.config_file.clone()));
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (facts, seen_facts) = latest::channel(Facts::default());
     let filters = Arc::new(Notify::new());
@@ -114,7 +124,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         name: config.node_name.as_str().into(),
         ..Node::default()
     };
-    let model = Model::new(node, config.node_ports.clone());
+    let model = Model::new(node, config.node_ports.clone()).with_primary_ip(config.primary_ip);
     let redialer = pins.open_store()?;
     surfaces.set_store(pins.open_store()?);
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
@@ -142,8 +152,20 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             Ok(result) => result,
             Err(error) => Err(CliError::Io { what: "the source", source: error.into() }),
         },
+        ended = &mut reconfigured => Err(ended.map_or_else(
+            |error| CliError::Io { what: "watching the configuration", source: error.into() },
+            CliError::from,
+        )),
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
+    }
+}
+
+/// Never, without a file.
+async fn reconfigured(file: Option<ConfigFile>) -> ConfigError {
+    match file {
+        Some(file) => config::changed(file).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -199,8 +221,9 @@ async fn start_source(
             });
             (task, None)
         }
-        Source::Kubernetes(kubeconfig) => {
-            let cluster = watch::kube::client_config(kubeconfig.as_deref()).await?;
+        Source::Kubernetes { kubeconfig, master } => {
+            let cluster =
+                watch::kube::cluster_config(kubeconfig.as_deref(), master.as_deref()).await?;
             log::info!("source: the API server {}", cluster.cluster_url);
             let client = watch::kube::client(cluster)?;
             let watching = client.clone();

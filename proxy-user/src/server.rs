@@ -87,32 +87,15 @@ pub(crate) fn at_once(answer: impl Fn(&str, IpAddr) -> Answer + Send + Sync + 's
     Arc::new(move |path, at| Box::pin(std::future::ready(answer(&path, at))))
 }
 
-/// `ADDRESS:PORT`, or an address with the usual port, or nothing to have no such server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write an IP address and a port, such as 0.0.0.0:{0} or [::]:{0}, or \"\" for none")]
-pub(crate) struct BadAddress(u16);
-
 /// The sockets of a bind address. An unspecified one stands for both families, as in Go.
-pub(crate) fn parse_bind_address(
-    text: &str,
-    usual_port: u16,
-) -> Result<Vec<SocketAddr>, BadAddress> {
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ip = |text: &str| text.parse::<IpAddr>().ok();
-    let address = text
-        .parse()
-        .ok()
-        .or_else(|| Some(SocketAddr::new(ip(text)?, usual_port)))
-        .ok_or(BadAddress(usual_port))?;
-    Ok(if address.ip().is_unspecified() {
+pub(crate) fn sockets_of(address: SocketAddr) -> Vec<SocketAddr> {
+    if address.ip().is_unspecified() {
         [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
             .map(|ip: IpAddr| SocketAddr::new(ip, address.port()))
             .into()
     } else {
         vec![address]
-    })
+    }
 }
 
 /// A socket of one family; `None` for every IPv6 address on a node without IPv6.
@@ -213,24 +196,16 @@ async fn connection(stream: TcpStream, handler: &Handler) {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Option<Vec<String>> {
-        let addresses = parse_bind_address(text, 10256).ok()?;
-        Some(addresses.iter().map(ToString::to_string).collect())
-    }
-
     #[test]
-    fn a_bind_address_is_an_ip_and_perhaps_a_port() {
-        let some = |texts: &[&str]| Some(texts.iter().map(|t| (*t).to_owned()).collect());
-        assert_eq!(parsed(""), some(&[]));
-        assert_eq!(parsed("127.0.0.1:80"), some(&["127.0.0.1:80"]));
-        assert_eq!(parsed("127.0.0.1"), some(&["127.0.0.1:10256"]));
-        assert_eq!(parsed("[fd00::1]:80"), some(&["[fd00::1]:80"]));
+    fn an_unspecified_bind_address_stands_for_both_families() {
+        let sockets = |text: &str| {
+            let sockets = sockets_of(text.parse().unwrap());
+            sockets.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(sockets("127.0.0.1:80"), ["127.0.0.1:80"]);
+        assert_eq!(sockets("[fd00::1]:80"), ["[fd00::1]:80"]);
         for both in ["0.0.0.0:80", "[::]:80"] {
-            assert_eq!(parsed(both), some(&["0.0.0.0:80", "[::]:80"]));
-        }
-        assert_eq!(parsed("::"), some(&["0.0.0.0:10256", "[::]:10256"]));
-        for bad in ["localhost:80", ":80", "1.2.3.4:x", "1.2.3.4:70000", "[::1"] {
-            assert_eq!(parsed(bad), None, "{bad}");
+            assert_eq!(sockets(both), ["0.0.0.0:80", "[::]:80"]);
         }
     }
 }

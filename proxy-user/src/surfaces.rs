@@ -20,7 +20,7 @@ use crate::{
     maps::{MapStore, bpf::BpfStore},
     metrics::Metrics,
     model::{Event, Family},
-    server::{self, Answer, Handler, PLAIN, Server, at_once},
+    server::{self, Answer, Handler, JSON, PLAIN, Server, at_once},
     sync::{Outcome, Syncer},
 };
 
@@ -36,6 +36,10 @@ pub struct SurfacesConfig {
     pub metrics: Vec<SocketAddr>,
     /// An address that can't be had ends the agent; else it is asked for again (BEHAVIOUR P10).
     pub hard_fail: bool,
+    /// An update that waits for this long makes the agent unhealthy.
+    pub late: Duration,
+    /// What /configz says.
+    pub configz: String,
 }
 
 #[derive(Debug)]
@@ -63,14 +67,14 @@ impl Surfaces {
         client: Option<kube::Client>,
     ) -> Result<Self, CliError> {
         let needs_node = client.is_some();
-        let health = Arc::new(Mutex::new(ProxyHealth::default()));
+        let health = Arc::new(Mutex::new(ProxyHealth::new(config.late)));
         lock(&health).set_node_eligible(!needs_node);
         let metrics = Arc::new(Metrics::new());
 
         let healthz = healthz_handler(health.clone(), metrics.clone());
         let healthz_flag = "--healthz-bind-address";
         keep_all(&config.healthz, healthz_flag, &healthz, config.hard_fail)?;
-        let show = metrics_handler(metrics.clone());
+        let show = metrics_handler(metrics.clone(), config.configz.clone());
         let metrics_flag = "--metrics-bind-address";
         keep_all(&config.metrics, metrics_flag, &show, config.hard_fail)?;
 
@@ -208,9 +212,9 @@ fn healthz_handler(health: Arc<Mutex<ProxyHealth>>, metrics: Arc<Metrics>) -> Ha
     })
 }
 
-fn metrics_handler(metrics: Arc<Metrics>) -> Handler {
+fn metrics_handler(metrics: Arc<Metrics>, configz: String) -> Handler {
     Arc::new(move |path, _| {
-        let metrics = metrics.clone();
+        let (metrics, configz) = (metrics.clone(), configz.clone());
         Box::pin(async move {
             match path.as_str() {
                 // Reads maps: many system calls, which others need not wait for.
@@ -218,6 +222,7 @@ fn metrics_handler(metrics: Arc<Metrics>) -> Handler {
                     .await
                     .unwrap_or_else(|_| Answer::not_found()),
                 "/healthz" => Answer::ok(PLAIN, "ok".into()),
+                "/configz" => Answer::ok(JSON, configz),
                 "/proxyMode" => Answer::ok(PLAIN, PROXY_MODE.into()),
                 _ => Answer::not_found(),
             }

@@ -420,9 +420,9 @@ fn the_metrics_server_answers_as_kube_proxys_does() -> Result<()> {
     let outcome = "kube_portal_datapath_outcomes_total{reason=\"connect_translated\"}";
     ensure!(metric(&reply, outcome)? == stage.counter("connect_translated")? as f64);
     ensure!(metric(&reply, outcome)? >= 7.0);
-    // Two ports, each in two families.
+    // Two ports, each in two families, and the two addresses as such.
     ensure!(
-        metric(&reply, "kube_portal_map_entries{map=\"frontends\"}")? == 4.0,
+        metric(&reply, "kube_portal_map_entries{map=\"frontends\"}")? == 6.0,
         "{reply:?}"
     );
     ensure!(metric(&reply, "kube_portal_map_capacity{map=\"frontends\"}")? == 131_072.0);

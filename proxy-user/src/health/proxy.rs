@@ -15,8 +15,6 @@ use crate::{
     server::{Answer, JSON},
 };
 
-/// An update that waits for longer is late: twice kube-proxy's syncPeriod of 30 s.
-pub(crate) const LATE: Duration = Duration::from_secs(60);
 /// Go's zero time: never.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
@@ -36,8 +34,10 @@ impl Moment {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ProxyHealth {
+    /// An update that waits for this long is late.
+    late: Duration,
     families: BTreeMap<Family, FamilyHealth>,
     node_eligible: bool,
 }
@@ -51,9 +51,9 @@ struct FamilyHealth {
 }
 
 impl FamilyHealth {
-    fn is_late(&self, now: Instant) -> bool {
+    fn is_late(&self, now: Instant, late: Duration) -> bool {
         self.waits_since
-            .is_some_and(|since| now.saturating_duration_since(since) >= LATE)
+            .is_some_and(|since| now.saturating_duration_since(since) >= late)
     }
 }
 
@@ -78,6 +78,14 @@ struct FamilyBody {
 }
 
 impl ProxyHealth {
+    pub(crate) fn new(late: Duration) -> Self {
+        Self {
+            late,
+            families: BTreeMap::new(),
+            node_eligible: false,
+        }
+    }
+
     /// Whether the node should get traffic.
     pub(crate) fn set_node_eligible(&mut self, eligible: bool) {
         self.node_eligible = eligible;
@@ -110,7 +118,7 @@ impl ProxyHealth {
         !self
             .families
             .values()
-            .any(|health| health.updated.is_some() && health.is_late(now.at))
+            .any(|health| health.updated.is_some() && health.is_late(now.at, self.late))
     }
 
     /// Whether load balancers should send traffic to this node.
@@ -140,7 +148,7 @@ impl ProxyHealth {
             };
             let body = FamilyBody {
                 last_updated: health.updated?.to_string(),
-                healthy: !health.is_late(now.at),
+                healthy: !health.is_late(now.at, self.late),
             };
             Some((name, body))
         });
@@ -181,7 +189,7 @@ mod tests {
 
     fn started() -> (ProxyHealth, Clock) {
         let clock = Clock(Instant::now());
-        let mut health = ProxyHealth::default();
+        let mut health = ProxyHealth::new(Duration::from_secs(60));
         health.set_node_eligible(true);
         (health, clock)
     }

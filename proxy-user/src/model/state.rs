@@ -84,6 +84,8 @@ impl List {
 #[derive(Debug, Default)]
 pub struct Model {
     node: Node,
+    /// Takes the place of the Node's address of its family.
+    primary_ip: Option<IpAddr>,
     entries: HashMap<ObjectName, Entry>,
     slice_service: HashMap<ObjectName, ObjectName>,
     claims: Claims,
@@ -114,7 +116,25 @@ impl Model {
         model
     }
 
-    /// Those of the Node object; empty without one.
+    /// With the node's primary address as configured, whatever the Node object says.
+    pub fn with_primary_ip(mut self, primary_ip: Option<IpAddr>) -> Self {
+        self.primary_ip = primary_ip;
+        let node = std::mem::take(&mut self.node);
+        self.node = self.as_configured(node);
+        self.select_node_port_ips();
+        self
+    }
+
+    fn as_configured(&self, mut node: Node) -> Node {
+        if let Some(ip) = self.primary_ip {
+            node.internal_ips
+                .retain(|known| Family::of(known) != Family::of(&ip));
+            node.internal_ips.insert(0, ip);
+        }
+        node
+    }
+
+    /// Those of the Node object, and the configured one.
     pub fn internal_ips(&self) -> &[IpAddr] {
         &self.node.internal_ips
     }
@@ -211,6 +231,7 @@ impl Model {
             }
             Event::LocalAddresses(ips) => self.set_local_ips(ips),
             Event::NodeChanged(node) => {
+                let node = self.as_configured(node);
                 if node != self.node {
                     let decides = node.name != self.node.name
                         || node.zone != self.node.zone

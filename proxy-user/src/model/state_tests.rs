@@ -375,6 +375,26 @@ fn a_backend_is_local_by_its_node_or_by_its_address() {
 }
 
 #[test]
+fn p8_a_configured_primary_address_takes_the_place_of_the_nodes_of_its_family() {
+    let node = |internal: &[&str]| Node {
+        name: "n1".into(),
+        internal_ips: internal.iter().map(|text| ip(text)).collect(),
+        ..Node::default()
+    };
+    let configured = Some(ip("192.0.2.7"));
+    let mut model = Model::new(node(&[]), NodePortScope::Primary).with_primary_ip(configured);
+    assert_eq!(model.internal_ips(), [ip("192.0.2.7")]);
+    // The first is the primary one.
+    model.apply(Event::NodeChanged(node(&["fd00::2", "192.168.0.2"])));
+    assert_eq!(model.internal_ips(), [ip("192.0.2.7"), ip("fd00::2")]);
+    let mut model =
+        Model::new(node(&["192.168.0.2"]), NodePortScope::Primary).with_primary_ip(None);
+    assert_eq!(model.internal_ips(), [ip("192.168.0.2")]);
+    model.apply(Event::NodeChanged(node(&[])));
+    assert_eq!(model.internal_ips(), [] as [IpAddr; 0]);
+}
+
+#[test]
 fn l4_source_ranges_admit_the_node_by_its_address_and_pods_by_all_their_ranges() {
     let limits = |ranges: &[&str], node: Node, local: &[&str]| {
         let mut a = service("a", 1, &["10.96.0.1"]);

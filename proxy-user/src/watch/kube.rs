@@ -26,7 +26,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 
-pub use self::client::{client, client_config};
+pub use self::client::{client, client_config, cluster_config};
 use self::{loose::Loose, outage::Outage};
 use super::{SourceError, standing::Standing};
 use crate::model::{
