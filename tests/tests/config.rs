@@ -19,11 +19,12 @@ use tests::{
 const NODE_PORT: u16 = 30080;
 /// Another address of the node than that of its Node object.
 const OTHER: &str = "192.0.2.77";
+/// A score that anybody may set: to lower one takes a capability.
 const CONFIG: &str = "\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
-oomScoreAdj: -123
+oomScoreAdj: 123
 ";
 
 /// As kubelet mounts a ConfigMap: the file is a link through `..data`, which is swapped by rename.
@@ -178,7 +179,7 @@ fn the_bind_address_is_the_primary_address_of_its_family() -> Result<()> {
 
 #[test]
 fn fields_that_do_not_exist_or_are_said_twice_are_told_and_the_agent_runs() -> Result<()> {
-    let rest = "udpIdleTimeout: 250ms\niptables: {masqueradeRandomly: true}\noomScoreAdj: -7\n";
+    let rest = "udpIdleTimeout: 250ms\niptables: {masqueradeRandomly: true}\noomScoreAdj: 7\n";
     let (stage, dir) = configured(|_| rest.to_owned())?;
     let file = dir.path().join("config.conf");
     let file = file.to_str().context("a path")?;
@@ -191,7 +192,7 @@ fn fields_that_do_not_exist_or_are_said_twice_are_told_and_the_agent_runs() -> R
     }
     let pid = stage.agent.pid().context("it runs")?;
     let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
-    ensure!(score.trim() == "-7", "oom_score_adj {score}");
+    ensure!(score.trim() == "7", "oom_score_adj {score}");
     Ok(())
 }
 
@@ -253,7 +254,7 @@ fn the_agent_ends_when_its_config_map_says_something_else() -> Result<()> {
         .wait_line(&["WARN", "--cluster-cidr", "ignored"], PATIENCE)?;
     let pid = stage.agent.pid().context("it runs")?;
     let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
-    ensure!(score.trim() == "-123", "oom_score_adj {score}");
+    ensure!(score.trim() == "123", "oom_score_adj {score}");
 
     // The same again, as kubelet writes it when another key of the ConfigMap changes.
     mount(config_map.path(), "..2", CONFIG)?;
@@ -261,7 +262,7 @@ fn the_agent_ends_when_its_config_map_says_something_else() -> Result<()> {
     stage.set_backends(&["backend-2"])?;
     ensure!(stage.agent.is_running(), "the same content ended it");
 
-    mount(config_map.path(), "..3", &CONFIG.replace("-123", "-5"))?;
+    mount(config_map.path(), "..3", &CONFIG.replace("123", "5"))?;
     let status = stage.agent.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(1), "{status}");
     stage.agent.wait_log("its content has changed", PATIENCE)?;

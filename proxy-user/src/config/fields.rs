@@ -205,18 +205,17 @@ mod tests {
 
     /// The paths of everything that is no section. The gates are a field with names of their own.
     fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
-        match value {
-            Value::Object(section) if path != "featureGates" => {
-                for (key, value) in section {
-                    let path = if path.is_empty() {
-                        key.clone()
-                    } else {
-                        format!("{path}.{key}")
-                    };
-                    leaves(value, &path, found);
-                }
-            }
-            _ => found.push(path.to_owned()),
+        let Some(section) = value.as_object().filter(|_| path != "featureGates") else {
+            found.push(path.to_owned());
+            return;
+        };
+        for (key, value) in section {
+            let path = if path.is_empty() {
+                key.clone()
+            } else {
+                format!("{path}.{key}")
+            };
+            leaves(value, &path, found);
         }
     }
 
