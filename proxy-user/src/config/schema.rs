@@ -15,6 +15,8 @@ pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const GROUP: &str = "kubeproxy.config.k8s.io";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
 
+/// If nothing is said.
+pub(super) const OOM_SCORE_ADJ: i32 = -999;
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
@@ -175,7 +177,7 @@ impl KubeProxyConfiguration {
         }
         set(&mut self.detect_local_mode, "ClusterCIDR");
 
-        self.oom_score_adj.get_or_insert(-999);
+        self.oom_score_adj.get_or_insert(OOM_SCORE_ADJ);
         self.iptables.masquerade_bit.get_or_insert(14);
         self.iptables.localhost_node_ports.get_or_insert(true);
         self.nftables.masquerade_bit.get_or_insert(14);
