@@ -21,6 +21,11 @@ use proxy_common::{
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
+/// Whether the kernel has bpf_ktime_get_coarse_ns (5.11): a few milliseconds behind, and many times
+/// cheaper where reading the clock is a trap.
+#[unsafe(no_mangle)]
+pub(crate) static HAS_COARSE_CLOCK: Global<u8> = Global::new(0);
+
 /// Cookie of the node's network namespace; 0 for the initial one.
 #[unsafe(no_mangle)]
 pub(crate) static NODE_NETNS: Global<u64> = Global::new(0);

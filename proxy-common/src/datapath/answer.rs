@@ -147,8 +147,10 @@ pub fn answer(
 /// Frames to many are none of our business in the first place.
 #[inline(always)]
 fn may_be_answered(flow: &Flow) -> bool {
-    matches!(flow.kind, Kind::Whole | Kind::FirstFragment)
-        && flow.tcp_flags & tcp::RST == 0
+    matches!(
+        flow.kind,
+        Kind::Whole | Kind::FirstFragment | Kind::WithoutPorts
+    ) && !flow.is_reset()
         && is_one_host(&flow.outer_src)
         && !is_group(&flow.outer_dst)
 }
@@ -305,11 +307,14 @@ fn plus<const N: usize>(sum: Diff, words: &[u32; N]) -> Diff {
 /// The sum of the quote from the transport header on, `length` bytes, once its checksum field is steady.
 #[inline(always)]
 fn quoted_segment(packet: &mut impl Packet, flow: &Flow, length: u32) -> Option<Diff> {
+    if length == 0 {
+        return Some(Diff::NONE);
+    }
     let sum = Diff(packet.sum(flow.transport, length)?);
-    let place = match flow.protocol()? {
-        Protocol::Tcp => flow.transport + tcp::CHECKSUM,
-        Protocol::Udp => flow.transport + udp::CHECKSUM,
-        Protocol::Sctp => return Some(sum),
+    let place = match flow.protocol() {
+        Some(Protocol::Tcp) => flow.transport + tcp::CHECKSUM,
+        Some(Protocol::Udp) => flow.transport + udp::CHECKSUM,
+        Some(Protocol::Sctp) | None => return Some(sum),
     };
     let old = u16::from_ne_bytes(packet.load(place)?);
     let rest = sum.half(old, 0);

@@ -27,6 +27,9 @@ pub trait Conntrack {
     /// Writes the entry. Whether there was room.
     #[must_use]
     fn put(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
+    /// Writes the state, proof and time of `entry` into the one that is there. Whether there is one.
+    #[must_use]
+    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
     fn forget(&self, table: Table, key: &Tuple);
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;

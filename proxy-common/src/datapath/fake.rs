@@ -184,6 +184,17 @@ impl Conntrack for Maps {
         true
     }
 
+    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        let mut entries = self.table(table).borrow_mut();
+        let Some(there) = entries.get_mut(key) else {
+            return false;
+        };
+        there.used_ns = entry.used_ns;
+        there.proof = entry.proof;
+        there.state = entry.state;
+        true
+    }
+
     fn forget(&self, table: Table, key: &Tuple) {
         self.table(table).borrow_mut().remove(key);
     }

@@ -122,6 +122,12 @@ impl Flow {
         self.tuple.protocol == Protocol::Tcp.number()
             && self.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
     }
+
+    /// Never answered (RFC 9293 §3.10.7.1).
+    #[inline(always)]
+    pub fn is_reset(&self) -> bool {
+        self.tuple.protocol == Protocol::Tcp.number() && self.tcp_flags & tcp::RST != 0
+    }
 }
 
 /// Fills `flow` from the packet.

@@ -421,9 +421,13 @@ fn follow(
     Ok(translated(work, done))
 }
 
-/// Where what the packet becomes goes next, and whether it fits through.
+/// Where what the packet becomes goes next, and by which device, if it is known: it has to fit through.
 #[inline(always)]
-fn find_way(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<(), DropReason> {
+fn find_way(
+    packet: &impl Packet,
+    node: &impl Node,
+    work: &mut Work,
+) -> Result<Option<Device>, DropReason> {
     match node.route(&work.flow, &work.entry.dst, &mut work.hop) {
         Way::Forward => {}
         Way::Nowhere => return Err(DropReason::NoRoute),
@@ -431,11 +435,12 @@ fn find_way(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<(
     }
     // Also without "don't fragment": a redirection can't cut anything, and the sender of such a packet
     // that is told the MTU makes smaller ones, or fragments itself.
-    let mtu = node.device(work.hop.ifindex).map_or(0, |device| device.mtu);
+    let device = node.device(work.hop.ifindex);
+    let mtu = device.map_or(0, |device| device.mtu);
     if mtu != 0 && translate::size(packet, &work.flow)? > mtu {
         return Err(DropReason::TooBig);
     }
-    Ok(())
+    Ok(device)
 }
 
 /// Writes down that a flow is alive, where it stands, and in which table it belongs.
@@ -481,6 +486,13 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
         node.forget(table, &work.flow.tuple);
         return;
     }
+    let moves = matches!(table, Table::HalfOpen) && next & state::PROVEN != 0;
+    if !moves
+        && node.amend(table, &work.flow.tuple, &work.entry)
+        && node.amend(table, &work.key, &work.entry)
+    {
+        return;
+    }
     work.reply = work.entry;
     work.reply.src = SockAddr::from_parts(flow.tuple.dst, flow.tuple.dst_port_be);
     work.reply.dst = SockAddr::from_parts(flow.tuple.src, flow.tuple.src_port_be);
@@ -488,7 +500,7 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
         Direction::Original => Direction::Reply as u8,
         Direction::Reply => Direction::Original as u8,
     };
-    if matches!(table, Table::HalfOpen) && next & state::PROVEN != 0 {
+    if moves {
         if node.put(Table::Established, &work.flow.tuple, &work.entry) {
             if node.put(Table::Established, &work.key, &work.reply) {
                 node.forget(Table::HalfOpen, &work.flow.tuple);
@@ -499,7 +511,7 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
         }
         node.count(Counter::FlowsFull);
     }
-    // Both exist, unless one has just been pushed out, which is its fate among the half-open.
+    // One was pushed out, or both stay where they are for want of room.
     let _kept =
         node.put(table, &work.flow.tuple, &work.entry) && node.put(table, &work.key, &work.reply);
 }
@@ -523,7 +535,7 @@ fn begin(
     admit(node, &frontend, &tuple.src)?;
     // Any other packet in the middle of a connection goes to some backend, whose reset tells the
     // client that its connection is no more.
-    if tuple.protocol == Protocol::Tcp.number() && work.flow.tcp_flags & tcp::RST != 0 {
+    if work.flow.is_reset() {
         return Err(DropReason::StrayReset);
     }
     let device = node.device(node.ifindex());
@@ -595,7 +607,7 @@ fn unserved(why: NoChoice) -> Result<Verdict, DropReason> {
 /// a frontend that is served, it goes to whoever has that address.
 #[inline(always)]
 fn leaving(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
-    let is_reset = is_reset(flow);
+    let is_reset = flow.is_reset();
     if flow.tuple.protocol == Protocol::Tcp.number() && !flow.is_syn() && !is_reset {
         // Of a connection that began; only beginnings are refused (BEHAVIOUR R6).
         return Ok(Verdict::Pass(Passed::NotOurs));
@@ -614,16 +626,11 @@ fn leaving(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
     }
 }
 
-#[inline(always)]
-fn is_reset(flow: &Flow) -> bool {
-    flow.tuple.protocol == Protocol::Tcp.number() && flow.tcp_flags & tcp::RST != 0
-}
-
 /// A packet of no known flow that no frontend is for. ClusterIPs are nobody's but the Services'
 /// (BEHAVIOUR A11-A13); left alone, it would go by the default route, and may come back.
 #[inline(always)]
 fn stranger(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
-    let is_reset = is_reset(flow);
+    let is_reset = flow.is_reset();
     if flow.tuple.protocol == Protocol::Tcp.number() && flow.tcp_flags & tcp::SYN == 0 && !is_reset
     {
         // Most of what passes: spare it the questions. No connection begins this way, and none to
@@ -632,7 +639,6 @@ fn stranger(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
     }
     let dst = &flow.tuple.dst;
     if node.frontend(&FrontendKey::of_address(*dst)).is_some() {
-        // A reset is never answered (RFC 9293 §3.10.7.1).
         return if is_reset {
             Err(DropReason::StrayReset)
         } else {
@@ -676,10 +682,8 @@ fn remember(
     work.reply.direction = Direction::Reply as u8;
     let keep_port = matches!(via, Via::Stack);
     if matches!(via, Via::Redirect) {
-        find_way(packet, node, work)?;
-        let source = node
-            .device(work.hop.ifindex)
-            .and_then(|device| device.source_like(&client.addr));
+        let source =
+            find_way(packet, node, work)?.and_then(|device| device.source_like(&client.addr));
         work.entry.src.addr = source.ok_or(DropReason::NoSource)?;
     }
     if !snat::claim(node, work, keep_port, now_ns) {

@@ -22,6 +22,10 @@ use crate::abi::PortRange;
 /// two finds one, and its client's next attempt another.
 pub const TRIES: u32 = 8;
 
+/// From one try to the next. Taken ports gather where one try after another looks at the next one; a
+/// prime reaches every port of every range.
+const STRIDE: u32 = 2_654_435_761;
+
 /// Tries for a port that nobody has, before one is taken from a flow that is done with it.
 const PATIENT_TRIES: u32 = 2;
 
@@ -39,7 +43,8 @@ pub fn claim(node: &impl Node, work: &mut Work, keep_port: bool, now_ns: u64) ->
             if range.count() == 0 {
                 return false;
             }
-            work.entry.src.port_be = PortRange::port_be(range, start.wrapping_add(attempt));
+            let index = start.wrapping_add(attempt.wrapping_mul(STRIDE));
+            work.entry.src.port_be = PortRange::port_be(range, index);
         }
         opposite(&work.entry, protocol, &mut work.key);
         let is_taken = !keep_port && node.has_socket(&work.key);

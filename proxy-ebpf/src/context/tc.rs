@@ -11,10 +11,11 @@ use aya_ebpf::{
     },
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace,
-        bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room,
-        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
-        bpf_skb_vlan_pop, bpf_skc_lookup_tcp,
+        bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+        bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
@@ -295,6 +296,26 @@ impl Conntrack for Skb {
     }
 
     #[inline(always)]
+    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        let there = match table {
+            Table::Established => maps::FLOWS.get_ptr_mut(key),
+            Table::HalfOpen => maps::HALF_OPEN.get_ptr_mut(key),
+        };
+        let Some(there) = there else {
+            return false;
+        };
+        // SAFETY: the element stays allocated until this program ends, and each store is aligned. Another
+        // CPU that writes it at the same time has a packet of the same flow, and either is right; if it
+        // deletes it, and the element is another flow's by now, that one's next packet corrects the state.
+        unsafe {
+            (&raw mut (*there).used_ns).write_volatile(entry.used_ns);
+            (&raw mut (*there).proof).write_volatile(entry.proof);
+            (&raw mut (*there).state).write_volatile(entry.state);
+        }
+        true
+    }
+
+    #[inline(always)]
     fn forget(&self, table: Table, key: &Tuple) {
         let _absent_is_fine = match table {
             Table::Established => maps::FLOWS.remove(key),
@@ -327,8 +348,14 @@ fn write(table: Table, key: &Tuple, entry: &FlowEntry, flags: u64) -> bool {
 impl Node for Skb {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: plain helper call.
-        unsafe { bpf_ktime_get_ns() }
+        // SAFETY: plain helper calls.
+        unsafe {
+            if maps::HAS_COARSE_CLOCK.load() != 0 {
+                bpf_ktime_get_coarse_ns()
+            } else {
+                bpf_ktime_get_ns()
+            }
+        }
     }
 
     #[inline(always)]

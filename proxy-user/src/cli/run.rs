@@ -63,7 +63,7 @@ pub(super) struct RunArgs {
     tc_attach: TcAttach,
     /// Source ports for packets to backends elsewhere: outside the NodePort range and
     /// net.ipv4.ip_local_port_range.
-    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = snat_ports::parse)]
+    #[arg(long, value_name = "FIRST-LAST", default_value = "10000-29999", value_parser = snat_ports::parse)]
     snat_ports: PortRange,
 }
 

@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<PortRange, String> {
     });
     match ports {
         Some(ports) if ports.first > 0 && ports.first <= ports.last => Ok(ports),
-        Some(_) | None => Err("write FIRST-LAST, such as 61000-65535, from 1 to 65535".to_owned()),
+        Some(_) | None => Err("write FIRST-LAST, such as 10000-29999, from 1 to 65535".to_owned()),
     }
 }
 
@@ -42,7 +42,7 @@ pub(super) fn overlaps(snat: PortRange, local: Option<PortRange>) -> Vec<String>
     if shares(&NODE_PORTS) {
         lines.push(format!(
             "--snat-ports {first}-{last} overlaps the NodePort range {}-{}: answers of backends to such a \
-             port may be taken for connections to a NodePort; choose ports outside, such as 61000-65535",
+             port may be taken for connections to a NodePort; choose ports outside, such as 10000-29999",
             NODE_PORTS.first, NODE_PORTS.last
         ));
     }
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_range_is_two_ports_in_order() {
-        assert_eq!(parse("61000-65535"), Ok(PortRange::DEFAULT));
+        assert_eq!(parse("10000-29999"), Ok(PortRange::DEFAULT));
         assert_eq!(parse("7-7"), Ok(ports(7, 7)));
         for bad in ["", "61000", "9-8", "0-5", "1-65536", "a-b", "1-2-3"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -132,8 +132,10 @@ pub fn load(
     let claim = pins.claim()?;
     let mut loader = EbpfLoader::new();
     let has_set_retval = u8::from(features.set_retval);
+    let has_coarse_clock = u8::from(features.coarse_clock);
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .override_global("HAS_COARSE_CLOCK", &has_coarse_clock, true)
         .override_global("NODE_NETNS", &features.node_netns, true)
         .override_global("SNAT_FIRST_PORT", &snat_ports.first, true)
         .override_global("SNAT_LAST_PORT", &snat_ports.last, true)

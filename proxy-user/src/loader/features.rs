@@ -18,6 +18,8 @@ pub struct Features {
     /// Cookie of this process's network namespace, which is the node's (SO_NETNS_COOKIE, Linux 5.14,
     /// e8b9eab99232). 0 on older kernels: there it must be the initial one.
     pub node_netns: u64,
+    /// bpf_ktime_get_coarse_ns (Linux 5.11, d05512618056): the packet path's clock.
+    pub coarse_clock: bool,
     /// Links for devices (Linux 6.6, e420bed02507).
     pub tcx: bool,
 }
@@ -32,6 +34,11 @@ impl Features {
             )
             .unwrap_or(false),
             node_netns: node_netns().unwrap_or(0),
+            coarse_clock: is_helper_supported(
+                ProgramType::SchedClassifier,
+                BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
+            )
+            .unwrap_or(false),
             tcx: super::link::has_tcx(),
         }
     }

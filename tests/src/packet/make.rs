@@ -364,6 +364,11 @@ impl Make {
             let segment = steady(&quoted[headers..], place);
             quoted.splice(headers.., segment);
         }
+        self.answer_quoting(&quoted, from, told)
+    }
+
+    /// An answer that quotes just this.
+    pub fn answer_quoting(&self, quoted: &[u8], from: IpAddr, told: Told) -> Vec<u8> {
         let mut bytes;
         if self.src.is_ipv4() {
             use icmpv4::{DestUnreachableHeader as Unreachable, TimeExceededCode as Exceeded};
@@ -388,7 +393,7 @@ impl Make {
             ip.dont_fragment = true;
             ip.header_checksum = ip.calc_header_checksum();
             bytes = ip.to_bytes().to_vec();
-            bytes.extend(Icmpv4Header::with_checksum(kind, &quoted).to_bytes());
+            bytes.extend(Icmpv4Header::with_checksum(kind, quoted).to_bytes());
         } else {
             use etherparse::icmpv6::{DestUnreachableCode as Unreachable, TimeExceededCode};
             let kind = match told {
@@ -405,7 +410,7 @@ impl Make {
                 ..Ipv6Header::default()
             };
             bytes = ip.to_bytes().to_vec();
-            let header = Icmpv6Header::with_checksum(kind, ip.source, ip.destination, &quoted);
+            let header = Icmpv6Header::with_checksum(kind, ip.source, ip.destination, quoted);
             bytes.extend(header.expect("short").to_bytes());
         }
         bytes.extend(quoted);
@@ -421,6 +426,11 @@ impl Make {
     pub fn of(&self, protocol: u8, is_fragment: bool) -> Vec<u8> {
         let fragment = is_fragment.then_some((0, true));
         self.link(self.network(protocol, &[0; 24], fragment))
+    }
+
+    /// Of a protocol without ports and without anything to say.
+    pub fn empty_of(&self, protocol: u8) -> Vec<u8> {
+        self.link(self.network(protocol, &[], None))
     }
 
     /// Asks for an echo, or is one.

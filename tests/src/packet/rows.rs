@@ -656,14 +656,23 @@ fn unknown_ports(scene: Scene, hook: Hook) -> Vec<Step> {
     let reset = Verdict::Drop(DropReason::StrayReset);
     let ends = |frame, verdict| step(hook, frame, verdict, Vec::new());
     let leaves = |frame| passed(hook, frame, Passed::NotOurs);
+    // What has no ports is answered like what has: BEHAVIOUR A11 is about every protocol.
+    let told = |frame: Vec<u8>| {
+        let out = match hook {
+            Hook::Ingress => udp.answer_quoting(&frame[14..], udp.dst.ip(), Told::PortUnreachable),
+            Hook::Egress => Vec::new(),
+        };
+        step(hook, frame, refused, out)
+    };
     let mut steps = vec![
         ends(known(syn, 81).frame(), refused),
         // The same port in another protocol.
         ends(known(syn, 80).frame(), refused),
         ends(udp.frame(), refused),
         ends(known(Transport::Sctp, 81).frame(), refused),
-        ends(udp.echo(true), refused),
-        ends(udp.of(47, false), refused),
+        told(udp.echo(true)),
+        told(udp.of(47, false)),
+        told(udp.empty_of(47)),
         ends(known(tcp("R", 1, 0), 81).frame(), reset),
         ends(free(syn).frame(), dropped),
         ends(free(tcp("R", 1, 0)).frame(), dropped),
