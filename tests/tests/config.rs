@@ -11,7 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
-    ManifestDir, Service, Source, World, binaries,
+    EndpointSlice, ManifestDir, Service, Source, World, binaries,
+    cluster::{self, Cluster, kubeconfig},
     http::{get, is_refused},
     stage::{BACKENDS, PATIENCE, Stage, VIP4, VIP6, answered_by, at, eventually, web_slices},
 };
@@ -214,6 +215,33 @@ fn what_does_not_take_effect_is_told_once_each() -> Result<()> {
         "{:?}",
         stage.agent.log()
     );
+    Ok(())
+}
+
+#[test]
+fn the_cluster_is_that_of_the_file_and_not_of_the_flag() -> Result<()> {
+    let mut cluster = Cluster::new(&[], |_, server| {
+        server.apply(cluster::service(
+            &Service::new("web", [VIP4]).tcp("http", 80),
+        ));
+        let slice = EndpointSlice::v4("web", "web-4").tcp("http", 8080);
+        server.apply(serde_yaml_ng::from_str(&slice.yaml())?);
+        Ok(())
+    })?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("config.conf");
+    let named = kubeconfig(&cluster.world, &cluster.server)?;
+    let rest = format!("clientConnection: {{kubeconfig: {}}}\n", named.display());
+    fs::write(&file, format!("{CONFIG}{rest}"))?;
+    let flag = format!("--config={}", file.display());
+    let nowhere = Source::Kubeconfig("/nowhere/kubeconfig".into());
+    cluster.agent.restart_with(nowhere, &[&flag])?;
+    cluster
+        .agent
+        .wait_log("first sync done: 1 Services", PATIENCE)?;
+    cluster
+        .agent
+        .wait_line(&["WARN", "--kubeconfig", "ignored"], PATIENCE)?;
     Ok(())
 }
 
