@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     cli::CliError,
+    config::{self, ConfigError, ConfigFile},
     devices::{Choice, Facts},
     expiry,
     keeper::{Inputs, Keeper},
@@ -24,6 +25,7 @@ use crate::{
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
+    surfaces::{Surfaces, SurfacesConfig},
     sync::{Outcome, Syncer},
     watch,
 };
@@ -31,8 +33,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Source {
     Manifests(PathBuf),
-    /// A kubeconfig file, or what the environment says.
-    Kubernetes(Option<PathBuf>),
+    Kubernetes {
+        /// Without it, what the environment says.
+        kubeconfig: Option<PathBuf>,
+        /// The server's URL, in place of what that says.
+        master: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -40,9 +46,14 @@ pub struct Config {
     pub source: Source,
     pub node_name: String,
     pub node_ports: NodePortScope,
+    /// In place of the Node object's of its family.
+    pub primary_ip: Option<IpAddr>,
+    /// When it changes, the agent ends.
+    pub config_file: Option<ConfigFile>,
     pub cgroup_root: PathBuf,
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
+    pub surfaces: SurfacesConfig,
     pub devices: Choice,
     pub tc_attach: TcAttach,
     pub snat_ports: PortRange,
@@ -60,6 +71,7 @@ const GRACE_BY_TIME: Duration = Duration::from_secs(1);
 pub async fn run(config: Config) -> Result<(), CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+    let mut reconfigured = tokio::spawn(reconfigured(config.config_file.clone()));
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (facts, seen_facts) = latest::channel(Facts::default());
     let filters = Arc::new(Notify::new());
@@ -68,7 +80,8 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         facts,
         filters: Arc::clone(&filters),
     }));
-    let mut source = start_source(&config, events).await?;
+    let (mut source, client) = start_source(&config, events).await?;
+    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, client)?;
 
     let features = Features::probe();
     let mechanism = config.tc_attach.by(features).ok_or_else(|| {
@@ -111,8 +124,9 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         name: config.node_name.as_str().into(),
         ..Node::default()
     };
-    let model = Model::new(node, config.node_ports.clone());
+    let model = Model::new(node, config.node_ports.clone()).with_primary_ip(config.primary_ip);
     let redialer = pins.open_store()?;
+    surfaces.set_store(pins.open_store()?);
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
@@ -130,6 +144,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         received,
         grace: None,
         redial: Redial::Idle(Box::new(redialer)),
+        surfaces,
     };
     tokio::select! {
         result = agent.run() => result,
@@ -137,8 +152,20 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             Ok(result) => result,
             Err(error) => Err(CliError::Io { what: "the source", source: error.into() }),
         },
+        ended = &mut reconfigured => Err(ended.map_or_else(
+            |error| CliError::Io { what: "watching the configuration", source: error.into() },
+            CliError::from,
+        )),
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
+    }
+}
+
+/// Never, without a file.
+async fn reconfigured(file: Option<ConfigFile>) -> ConfigError {
+    match file {
+        Some(file) => config::changed(file).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -173,10 +200,13 @@ fn stopped(signal: &str) -> Result<(), CliError> {
     Ok(())
 }
 
+type SourceTask = JoinHandle<Result<(), CliError>>;
+
+/// With an API server, also a client for what is to be told there.
 async fn start_source(
     config: &Config,
     events: mpsc::Sender<Event>,
-) -> Result<JoinHandle<Result<(), CliError>>, CliError> {
+) -> Result<(SourceTask, Option<kube::Client>), CliError> {
     let node_name = config.node_name.clone();
     Ok(match &config.source {
         Source::Manifests(directory) => {
@@ -184,20 +214,25 @@ async fn start_source(
             // Before anything is put into the kernel.
             watch::file::check(&directory)?;
             log::info!("source: the manifests in {}", directory.display());
-            tokio::spawn(async move {
+            let task = tokio::spawn(async move {
                 watch::file::run(directory, node_name, events)
                     .await
                     .map_err(CliError::from)
-            })
+            });
+            (task, None)
         }
-        Source::Kubernetes(kubeconfig) => {
-            let cluster = watch::kube::client_config(kubeconfig.as_deref()).await?;
+        Source::Kubernetes { kubeconfig, master } => {
+            let cluster =
+                watch::kube::cluster_config(kubeconfig.as_deref(), master.as_deref()).await?;
             log::info!("source: the API server {}", cluster.cluster_url);
-            tokio::spawn(async move {
-                watch::kube::run(cluster, node_name, events)
+            let client = watch::kube::client(cluster)?;
+            let watching = client.clone();
+            let task = tokio::spawn(async move {
+                watch::kube::run(watching, node_name, events)
                     .await
                     .map_err(CliError::from)
-            })
+            });
+            (task, Some(client))
         }
     })
 }
@@ -212,6 +247,7 @@ struct Agent {
     /// The grace period that is running.
     grace: Option<JoinHandle<Epoch>>,
     redial: Redial,
+    surfaces: Surfaces,
 }
 
 /// What begins with the first sync.
@@ -253,20 +289,20 @@ impl Agent {
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let outcome = tokio::select! {
+            let mut outcome = tokio::select! {
                 event = self.received.recv() => {
                     let Some(event) = event else {
                         // The source has ended, and its task says why.
                         return std::future::pending().await;
                     };
-                    self.syncer.apply(event);
+                    self.apply(event);
                     for _ in 1..BATCH {
                         match self.received.try_recv() {
-                            Ok(event) => self.syncer.apply(event),
+                            Ok(event) => self.apply(event),
                             Err(_) => break,
                         }
                     }
-                    self.syncer.sync()
+                    self.sync()
                 }
                 epoch = finished(&mut self.grace) => {
                     self.grace = None;
@@ -274,10 +310,21 @@ impl Agent {
                 }
                 () = self.redial.finished() => Outcome::default(),
                 () = self.packet.attached() => Outcome::default(),
-                _ = retry.tick(), if self.syncer.has_retries() => self.syncer.sync(),
+                _ = retry.tick(), if self.syncer.has_retries() => self.sync(),
             };
+            self.surfaces.after_sync(&mut outcome, &self.syncer);
             self.after(&outcome)?;
         }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.surfaces.received(&event);
+        self.syncer.apply(event);
+    }
+
+    fn sync(&mut self) -> Outcome {
+        self.surfaces.before_sync(&self.syncer);
+        self.syncer.sync()
     }
 
     fn after(&mut self, outcome: &Outcome) -> Result<(), CliError> {

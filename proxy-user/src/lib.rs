@@ -3,14 +3,20 @@
 
 pub mod app;
 pub mod cli;
+pub mod config;
 pub mod devices;
+mod events;
 pub mod expiry;
+mod health;
 pub mod keeper;
 pub mod loader;
 pub mod maps;
+mod metrics;
 pub mod model;
 pub mod plan;
 pub mod redial;
+mod server;
 pub mod status;
+pub mod surfaces;
 pub mod sync;
 pub mod watch;

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use proxy_user::cli::Cli;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_command_line(std::env::args_os());
     match cli.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,12 +1,13 @@
 //! The only loop: events into the model, changes into a plan, the plan into the maps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
+use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::Protocol;
 
 use crate::{
     maps::MapStore,
-    model::{Event, Model, ObjectName},
+    model::{Event, HealthCheck, LocalState, Model, ObjectName, WithoutLocal},
     plan::{Change, Epoch, Failed, Plan, Planner, Refused, Report, Step, execute},
 };
 
@@ -21,6 +22,9 @@ pub struct Syncer<S> {
     /// What is wrong since an earlier sync, and has been said.
     said: BTreeSet<String>,
     synced: bool,
+    /// Of Services that have something to say of this node.
+    local: HashMap<ObjectName, LocalState>,
+    without_local: WithoutLocal,
 }
 
 /// What one sync did.
@@ -34,6 +38,14 @@ pub struct Outcome {
     pub udp_moved: bool,
     /// This was the first sync.
     pub first: bool,
+    /// It was a sync at all: everything that was wanted has been looked at.
+    pub ran: bool,
+    /// Health checks that came, changed or went.
+    pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
+    /// Of all Services, now.
+    pub without_local: WithoutLocal,
+    /// When the changes of endpoints happened that this sync wrote.
+    pub triggers: Vec<Timestamp>,
 }
 
 impl<S: MapStore> Syncer<S> {
@@ -45,6 +57,8 @@ impl<S: MapStore> Syncer<S> {
             retry: BTreeSet::new(),
             said: BTreeSet::new(),
             synced: false,
+            local: HashMap::new(),
+            without_local: WithoutLocal::default(),
         }
     }
 
@@ -70,6 +84,11 @@ impl<S: MapStore> Syncer<S> {
 
     pub fn has_retries(&self) -> bool {
         !self.retry.is_empty()
+    }
+
+    /// Services whose last plan was not carried out whole.
+    pub fn waiting(&self) -> usize {
+        self.retry.len()
     }
 
     /// Writes what has changed. Before both kinds have been listed, nothing at all.
@@ -103,13 +122,37 @@ impl<S: MapStore> Syncer<S> {
         for note in self.model.take_notes() {
             log::warn!("{note}");
         }
+        let health_checks = changes
+            .iter()
+            .filter_map(|change| self.note_local_state(&change.service))
+            .collect();
         Outcome {
             touched: changes.len(),
             report,
             refused,
             udp_moved,
             first,
+            ran: true,
+            health_checks,
+            without_local: self.without_local,
+            triggers: self.model.take_triggers(),
         }
+    }
+
+    /// The Service's health check, if it is another than before.
+    fn note_local_state(
+        &mut self,
+        service: &ObjectName,
+    ) -> Option<(ObjectName, Option<HealthCheck>)> {
+        let state = self.model.local_state(service);
+        let before = self.local.remove(service).unwrap_or_default();
+        self.without_local
+            .replace(before.without_local, state.without_local);
+        let check = state.health_check.clone();
+        if state != LocalState::default() {
+            self.local.insert(service.clone(), state);
+        }
+        (check != before.health_check).then(|| (service.clone(), check))
     }
 
     /// What failed is tried again later, and said once.

@@ -34,6 +34,7 @@ fn service(name: &str, last: u8) -> Event {
         }],
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
+        health_check: None,
     })
 }
 
@@ -58,6 +59,7 @@ fn endpoints(service: &str, count: u8) -> Event {
             port: NonZeroU16::MIN,
         }],
         endpoints: (0..count).map(endpoint).collect(),
+        triggered: None,
     })
 }
 

@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod fleet;
+pub mod http;
 mod layout;
 pub use layout::{SINK4, SINK6};
 pub mod manifests;

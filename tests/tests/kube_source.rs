@@ -72,7 +72,8 @@ impl Source {
             .expect("a configuration");
         let (tx, rx) = mpsc::channel(16);
         let task = tokio::spawn(async {
-            kube::run(config, "n1".into(), tx).await.expect("a client");
+            let client = kube::client(config).expect("a client");
+            kube::run(client, "n1".into(), tx).await.expect("it runs");
         });
         Self {
             rx,

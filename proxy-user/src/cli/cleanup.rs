@@ -6,7 +6,7 @@ use crate::loader::{Pins, check_bpffs, check_node, remove_filters};
 #[derive(Args, Debug)]
 pub(super) struct CleanupArgs {
     #[command(flatten)]
-    pins: PinArgs,
+    pub(super) pins: PinArgs,
 }
 
 pub(super) fn execute(args: &CleanupArgs) -> Result<(), CliError> {

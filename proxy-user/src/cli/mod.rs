@@ -1,15 +1,17 @@
 //! The command line: what a node engineer types.
 
+mod as_kube_proxy;
 mod cleanup;
 mod run;
 mod snat_ports;
 mod status;
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    config::ConfigError,
     loader::{LoadError, PinError, PreflightError},
     maps::StoreError,
 };
@@ -32,8 +34,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent until it is told to stop.
-    Run(run::RunArgs),
+    /// Run the agent until it is told to stop. The default, when the first argument is an option or
+    /// the program is called by the name kube-proxy.
+    #[command(args_override_self = true)]
+    Run(Box<run::RunArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed.
@@ -72,11 +76,16 @@ pub enum CliError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Source(#[from] crate::watch::SourceError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
         source: std::io::Error,
     },
+    /// With --bind-address-hard-fail.
+    #[error("{0}")]
+    Listen(String),
     #[error("the filters of devices: {0}")]
     Devices(String),
     #[error("{0}")]
@@ -87,12 +96,15 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Config(error) if error.is_usage() => 2,
             Self::Preflight(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
-            Self::Load(_)
+            Self::Config(_)
+            | Self::Load(_)
             | Self::Pin(_)
             | Self::Store(_)
             | Self::Source(_)
+            | Self::Listen(_)
             | Self::Devices(_)
             | Self::Io { .. } => 1,
         }
@@ -100,9 +112,15 @@ impl CliError {
 }
 
 impl Cli {
+    /// From the program's own arguments, its name included; ends the process if they can't be
+    /// understood.
+    pub fn from_command_line(args: impl IntoIterator<Item = OsString>) -> Self {
+        Self::parse_from(as_kube_proxy::arguments(args))
+    }
+
     pub fn execute(self) -> Result<(), CliError> {
         match self.command {
-            Command::Run(args) => run::execute(args),
+            Command::Run(args) => run::execute(*args),
             Command::Status(args) => status::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }

@@ -4,41 +4,30 @@ use clap::Args;
 
 use proxy_common::abi::PortRange;
 
-use super::{CliError, PinArgs, snat_ports};
+use super::{CliError, PinArgs, cleanup, snat_ports};
 use crate::{
     app,
+    config::{self, ProxyFlags},
     devices::{Choice, Pattern},
     loader::{Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
-    model::NodePortScope,
+    server::sockets_of,
+    surfaces::SurfacesConfig,
 };
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
     /// Serve the Services and EndpointSlices in this folder of YAML or JSON files, and follow its
     /// changes.
-    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master"])]
     manifests: Option<PathBuf>,
-    /// Serve this cluster. Without it: $KUBECONFIG, ~/.kube/config, or the pod's service account.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// This node's name in the cluster [default: the host name, in lower case]
-    #[arg(long, env = "NODE_NAME")]
-    node_name: Option<String>,
     /// Processes in this cgroup v2 directory and below are served [default: the first cgroup v2
     /// mount]
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
     #[command(flatten)]
     pins: PinArgs,
-    /// Addresses of this node on which NodePorts answer: `primary` (the Node object's InternalIPs) or
-    /// CIDRs, comma-separated. The node's own processes always reach them on 127.0.0.1 and ::1.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "primary"
-    )]
-    nodeport_addresses: Vec<String>,
+    #[command(flatten)]
+    proxy: ProxyFlags,
     /// Room for this many frontends (address, port and protocol).
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
@@ -79,26 +68,50 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
+    let loaded = config::load(&args.proxy)?;
+    let settings = loaded.settings;
+    start_log(settings.verbosity);
+    for line in loaded.warnings {
+        log::warn!("{line}");
+    }
+    if let Some(file) = &args.proxy.write_config_to {
+        config::write(&loaded.config, file)?;
+        log::info!("configuration written to {}", file.display());
+        return Ok(());
+    }
+    if args.proxy.cleanup == Some(true) {
+        return cleanup::execute(&cleanup::CleanupArgs { pins: args.pins });
+    }
+    if args.proxy.init_only == Some(true) {
+        log::info!("--init-only: there is nothing to prepare on the node; done");
+        return Ok(());
+    }
     check_node()?;
+    config::set_oom_score_adj(settings.oom_score_adj);
     let cgroup_root = match args.cgroup_root {
         Some(path) => path,
         None => find_cgroup_root()?,
     };
     check_cgroup(&cgroup_root)?;
     check_bpffs(&args.pins.bpffs_root)?;
-    let node_name = match args.node_name {
+    let node_name = match settings.node_name {
         Some(name) => name,
-        None => rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .to_lowercase(),
+        None => config::node_name_of(&rustix::system::uname().nodename().to_string_lossy())
+            .ok_or_else(|| {
+                CliError::Usage("this machine has no host name; give --hostname-override".into())
+            })?,
     };
-    let node_ports = NodePortScope::parse(&args.nodeport_addresses)
-        .map_err(|error| CliError::Usage(format!("--nodeport-addresses: {error}")))?;
+    let surfaces = SurfacesConfig {
+        healthz: settings
+            .healthz_bind_address
+            .map_or_else(Vec::new, sockets_of),
+        metrics: settings
+            .metrics_bind_address
+            .map_or_else(Vec::new, sockets_of),
+        hard_fail: settings.bind_address_hard_fail,
+        late: settings.sync_period * 2,
+        configz: loaded.config.configz(),
+    };
     let patterns = |flag: &str, values: &[String]| {
         Pattern::parse_all(values).map_err(|error| CliError::Usage(format!("{flag}: {error}")))
     };
@@ -115,10 +128,15 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     let config = app::Config {
         source: match args.manifests {
             Some(directory) => app::Source::Manifests(directory),
-            None => app::Source::Kubernetes(args.kubeconfig),
+            None => app::Source::Kubernetes {
+                kubeconfig: settings.kubeconfig,
+                master: args.proxy.master,
+            },
         },
         node_name,
-        node_ports,
+        node_ports: settings.node_ports,
+        primary_ip: settings.primary_address,
+        config_file: loaded.file,
         cgroup_root,
         bpffs_root: args.pins.bpffs_root,
         sizes: Sizes {
@@ -130,6 +148,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             flows: args.max_flows,
             half_open: args.max_half_open,
         },
+        surfaces,
         devices,
         tc_attach: args.tc_attach,
         snat_ports: args.snat_ports,
@@ -143,4 +162,17 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             source,
         })?
         .block_on(app::run(config))
+}
+
+/// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.
+fn start_log(verbosity: u32) {
+    let filter = match verbosity {
+        0..=3 => "info",
+        4..=5 => "info,proxy_user=debug",
+        6.. => "info,proxy_user=trace",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
 }

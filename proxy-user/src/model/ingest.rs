@@ -29,6 +29,11 @@ pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// Names the Service an EndpointSlice belongs to (`pkg/proxy/endpointslicecache.go`).
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// When what an EndpointSlice shows last changed (`pkg/proxy/endpointschangetracker.go`).
+pub const ANNOTATION_TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// On a Node that the cluster autoscaler is about to delete
+/// (`pkg/proxy/healthcheck/proxy_health.go`).
+pub const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// The zone of a Node (`pkg/proxy/node.go`).
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 

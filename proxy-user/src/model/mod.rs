@@ -2,12 +2,14 @@
 
 mod claims;
 pub mod ingest;
+mod local;
 mod node_port;
 pub mod object;
 pub mod policy;
 mod snapshot;
 mod state;
 
+pub use local::{HealthCheck, LocalState, WithoutLocal};
 pub use node_port::{NodePortScope, ScopeError};
 pub use object::*;
 pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope, SourceRanges};

@@ -68,6 +68,34 @@ impl NodePortScope {
         ips.dedup();
         ips
     }
+
+    /// Where a server listens that answers on the addresses of [`Self::select`]: on those, or on
+    /// the unspecified address of a family that is not narrowed
+    /// (`pkg/proxy/healthcheck/service_health.go`). Not on loopback.
+    pub(super) fn listen_addresses(&self, selected: &[IpAddr], node: &Node) -> Vec<IpAddr> {
+        let mut ips = Vec::new();
+        for family in Family::BOTH {
+            let all = match self {
+                Self::Primary => node.internal_ips.is_empty(),
+                Self::Ranges(ranges) => {
+                    let mut ranges = ranges
+                        .iter()
+                        .filter(|range| Family::of(&range.addr()) == family);
+                    ranges.clone().next().is_none() || ranges.any(|range| range.prefix_len() == 0)
+                }
+            };
+            if all {
+                ips.push(match family {
+                    Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+                    Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+                });
+            } else {
+                let of_family = |ip: &&IpAddr| Family::of(ip) == family && !ip.is_loopback();
+                ips.extend(selected.iter().filter(of_family));
+            }
+        }
+        ips
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +153,31 @@ mod tests {
         assert_eq!(
             select(&["10.0.0.0/8", "fd11::/64"], &[]),
             ips(&["10.1.0.1", "127.0.0.1", "::1"])
+        );
+    }
+
+    #[test]
+    fn a_server_listens_on_the_chosen_addresses_or_on_all_of_a_family() {
+        let listen = |scope: &[&str], internal: &[&str]| {
+            let node = Node {
+                internal_ips: ips(internal),
+                ..Node::default()
+            };
+            let scope = NodePortScope::parse(scope).unwrap();
+            scope.listen_addresses(&scope.select(&ips(&LOCAL), &node), &node)
+        };
+        assert_eq!(
+            listen(&["primary"], &["192.168.0.2"]),
+            ips(&["192.168.0.2"])
+        );
+        assert_eq!(listen(&["primary"], &[]), ips(&["0.0.0.0", "::"]));
+        assert_eq!(
+            listen(&["10.0.0.0/8"], &["192.168.0.2"]),
+            ips(&["10.1.0.1", "::"])
+        );
+        assert_eq!(
+            listen(&["0.0.0.0/0", "fd00::/64"], &[]),
+            ips(&["0.0.0.0", "fd00::2"])
         );
     }
 

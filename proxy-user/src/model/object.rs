@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::Protocol;
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +80,17 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `Local` only where kube-proxy honours it (BEHAVIOUR E12).
     pub external_policy: TrafficPolicy,
+    /// Where load balancers ask whether this node has endpoints of the Service.
+    pub health_check: Option<HealthCheckPort>,
+}
+
+/// `spec.healthCheckNodePort`, where kube-proxy answers on it: type LoadBalancer with
+/// externalTrafficPolicy Local (`NeedsHealthCheck` in `pkg/api/v1/service/util.go`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheckPort {
+    pub port: NonZeroU16,
+    /// `metadata.uid` of the Service, for the Events about it; empty where the source has none.
+    pub uid: Arc<str>,
 }
 
 /// One of `spec.ports[]`.
@@ -106,6 +118,17 @@ impl Family {
     }
 }
 
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -123,6 +146,9 @@ pub struct EndpointSlice {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    /// When the last change of a pod or of the Service happened that this slice shows (annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub triggered: Option<Timestamp>,
 }
 
 /// One of a slice's `ports[]`, joined to a [`ServicePort`] by name and protocol (BEHAVIOUR W7).
@@ -155,6 +181,9 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// `status.addresses` of type InternalIP, the first of each family.
     pub internal_ips: Vec<IpAddr>,
+    /// Whether it stays: neither being deleted nor about to be taken away by the cluster autoscaler
+    /// (`NodeEligible` in `pkg/proxy/healthcheck/proxy_health.go`). `None` without a Node object.
+    pub eligible: Option<bool>,
     /// `spec.podCIDRs`; empty where they are not known.
     pub pod_cidrs: Vec<IpNet>,
 }

@@ -8,11 +8,12 @@ use std::{
 };
 
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use super::{
-    Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, Node, NodePortScope, ObjectName,
-    PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges, TrafficPolicy,
+    Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node, NodePortScope,
+    ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges, TrafficPolicy,
     claims::{Claim, Claims},
     policy,
 };
@@ -83,6 +84,8 @@ impl List {
 #[derive(Debug, Default)]
 pub struct Model {
     node: Node,
+    /// Takes the place of the Node's address of its family.
+    primary_ip: Option<IpAddr>,
     entries: HashMap<ObjectName, Entry>,
     slice_service: HashMap<ObjectName, ObjectName>,
     claims: Claims,
@@ -97,6 +100,8 @@ pub struct Model {
     service_cidr_list: List,
     service_nets_touched: bool,
     touched: BTreeSet<ObjectName>,
+    /// When what touched Services since the last call happened out there, as far as it is known.
+    triggers: Vec<Timestamp>,
     notes: Vec<Note>,
 }
 
@@ -111,7 +116,25 @@ impl Model {
         model
     }
 
-    /// Those of the Node object; empty without one.
+    /// With the node's primary address as configured, whatever the Node object says.
+    pub fn with_primary_ip(mut self, primary_ip: Option<IpAddr>) -> Self {
+        self.primary_ip = primary_ip;
+        let node = std::mem::take(&mut self.node);
+        self.node = self.as_configured(node);
+        self.select_node_port_ips();
+        self
+    }
+
+    fn as_configured(&self, mut node: Node) -> Node {
+        if let Some(ip) = self.primary_ip {
+            node.internal_ips
+                .retain(|known| Family::of(known) != Family::of(&ip));
+            node.internal_ips.insert(0, ip);
+        }
+        node
+    }
+
+    /// Those of the Node object, and the configured one.
     pub fn internal_ips(&self) -> &[IpAddr] {
         &self.node.internal_ips
     }
@@ -124,6 +147,38 @@ impl Model {
     /// The Services whose desired state may have changed since the last call.
     pub fn take_touched(&mut self) -> BTreeSet<ObjectName> {
         std::mem::take(&mut self.touched)
+    }
+
+    /// Whether [`Self::take_touched`] would name anybody.
+    pub fn is_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// When the changes of endpoints happened that were applied since the last call.
+    pub fn take_triggers(&mut self) -> Vec<Timestamp> {
+        std::mem::take(&mut self.triggers)
+    }
+
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Where the servers of healthCheckNodePorts listen.
+    pub fn health_check_addresses(&self) -> Vec<IpAddr> {
+        self.node_ports
+            .listen_addresses(&self.node_port_ips, &self.node)
+    }
+
+    /// What is to be said about the Service on this node.
+    pub fn local_state(&self, name: &ObjectName) -> LocalState {
+        match self.entries.get(name) {
+            Some(Entry {
+                service: Some(service),
+                slices,
+                ..
+            }) => LocalState::of(service, slices, &self.node),
+            Some(_) | None => LocalState::default(),
+        }
     }
 
     /// The ServiceCIDRs, if they are known and may have changed since the last call.
@@ -176,10 +231,17 @@ impl Model {
             }
             Event::LocalAddresses(ips) => self.set_local_ips(ips),
             Event::NodeChanged(node) => {
+                let node = self.as_configured(node);
                 if node != self.node {
+                    let decides = node.name != self.node.name
+                        || node.zone != self.node.zone
+                        || node.internal_ips != self.node.internal_ips
+                        || node.pod_cidrs != self.node.pod_cidrs;
                     self.node = node;
-                    // The zone and the name decide for every Service.
-                    self.touched.extend(self.entries.keys().cloned());
+                    // Where endpoints are, and whom source ranges admit. Its taints decide nothing here.
+                    if decides {
+                        self.touched.extend(self.entries.keys().cloned());
+                    }
                     self.select_node_port_ips();
                 }
             }
@@ -345,6 +407,7 @@ impl Model {
             return;
         }
         self.touched.insert(slice.service.clone());
+        self.triggers.extend(slice.triggered);
         entry.slices.insert(slice.name.clone(), slice);
     }
 
@@ -650,7 +713,7 @@ fn liveliness(endpoint: &Endpoint) -> (bool, bool, bool) {
 }
 
 /// The endpoints of all slices for one port, each address once, whatever the order of the records.
-fn merge<'a>(
+pub(super) fn merge<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port_name: &Arc<str>,
     protocol: Protocol,

@@ -33,6 +33,7 @@ fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
         ports: vec![port("", 80)],
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
+        health_check: None,
     }
 }
 
@@ -59,6 +60,7 @@ fn slice(text: &str, service: &str, addresses: &[&str]) -> EndpointSlice {
             port: NonZeroU16::new(8080).unwrap(),
         }],
         endpoints: addresses.iter().map(|text| endpoint(text)).collect(),
+        triggered: None,
     }
 }
 
@@ -370,6 +372,26 @@ fn a_backend_is_local_by_its_node_or_by_its_address() {
     model.apply(Event::LocalAddresses(Vec::new()));
     assert_eq!(model.take_touched(), [name("a")].into());
     assert_eq!(local(&mut model), ["10.0.0.1:8080"]);
+}
+
+#[test]
+fn p8_a_configured_primary_address_takes_the_place_of_the_nodes_of_its_family() {
+    let node = |internal: &[&str]| Node {
+        name: "n1".into(),
+        internal_ips: internal.iter().map(|text| ip(text)).collect(),
+        ..Node::default()
+    };
+    let configured = Some(ip("192.0.2.7"));
+    let mut model = Model::new(node(&[]), NodePortScope::Primary).with_primary_ip(configured);
+    assert_eq!(model.internal_ips(), [ip("192.0.2.7")]);
+    // The first is the primary one.
+    model.apply(Event::NodeChanged(node(&["fd00::2", "192.168.0.2"])));
+    assert_eq!(model.internal_ips(), [ip("192.0.2.7"), ip("fd00::2")]);
+    let mut model =
+        Model::new(node(&["192.168.0.2"]), NodePortScope::Primary).with_primary_ip(None);
+    assert_eq!(model.internal_ips(), [ip("192.168.0.2")]);
+    model.apply(Event::NodeChanged(node(&[])));
+    assert_eq!(model.internal_ips(), [] as [IpAddr; 0]);
 }
 
 #[test]

@@ -5,7 +5,6 @@
 //! somewhere outside the folder is followed, but a change behind it is only noticed with the next
 //! change in the folder.
 
-mod changes;
 mod folder;
 mod manifest;
 
@@ -18,11 +17,11 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use self::{
-    changes::Changes,
-    folder::{Folder, Texts},
+use self::folder::{Folder, Texts};
+use super::{
+    SourceError,
+    changes::{Changes, QUIET},
 };
-use super::SourceError;
 use crate::model::Event;
 
 /// How often it is looked whether the path still leads to the folder that is watched.
@@ -53,7 +52,7 @@ pub async fn run(
 ) -> Result<(), SourceError> {
     check(&dir)?;
     // Watched before it is read: a change in between is seen twice rather than never.
-    let mut changes = match Changes::watch(&dir) {
+    let mut changes = match Changes::watch(&dir, concerns_us) {
         Ok(changes) => changes,
         Err(reason) => return Err(SourceError::Inotify { dir, reason }),
     };
@@ -69,11 +68,11 @@ pub async fn run(
         let changed = changes.settled(IDENTITY_INTERVAL).await;
         let moved = !changes.is_current(&source.dir);
         if moved {
-            match Changes::watch(&source.dir) {
+            match Changes::watch(&source.dir, concerns_us) {
                 Ok(new) => {
                     changes = new;
                     // It may still be being filled.
-                    changes.settled(changes::QUIET).await;
+                    changes.settled(QUIET).await;
                 }
                 Err(error) => {
                     source.lose(&error.to_string());
@@ -202,6 +201,13 @@ fn read_file(path: &Path) -> io::Result<Option<String>> {
         )));
     }
     fs::read_to_string(path).map(Some)
+}
+
+/// Manifests; `..data`, by which kubelet swaps a ConfigMap's files; and the folder itself, whose name
+/// may be anything.
+fn concerns_us(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    name.is_none_or(|name| is_manifest(&name) || name.starts_with("..")) || path.is_dir()
 }
 
 /// Hidden files are editors' and kubelet's own.

@@ -17,7 +17,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Resource,
+    Api, Client, Resource,
     runtime::{
         utils::Backoff,
         watcher::{self, DefaultBackoff, watcher},
@@ -26,7 +26,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 
-pub use self::client::client_config;
+pub use self::client::{client, client_config, cluster_config};
 use self::{loose::Loose, outage::Outage};
 use super::{SourceError, standing::Standing};
 use crate::model::{
@@ -49,11 +49,10 @@ const SLICE_LABELS: &str =
 
 /// Runs until the receiver is gone.
 pub async fn run(
-    client_config: kube::Config,
+    client: Client,
     node_name: String,
     tx: mpsc::Sender<Event>,
 ) -> Result<(), SourceError> {
-    let client = client::client(client_config)?;
     let config = watcher::Config::default().timeout(WATCH_TIMEOUT_SECS);
 
     let services = Watch {

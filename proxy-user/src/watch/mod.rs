@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub(crate) mod changes;
 pub mod file;
 pub mod kube;
 pub mod node_net;
@@ -26,6 +27,8 @@ pub enum SourceError {
         reason: String,
         remedy: &'static str,
     },
+    #[error("--master {0:?}: write the API server's URL, such as https://192.168.0.1:6443")]
+    Master(String),
     #[error(
         "no API server: {reason}; name a kubeconfig with --kubeconfig or KUBECONFIG, or run in a pod with a service account"
     )]

@@ -2,16 +2,22 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Ingested, LABEL_ZONE, Problems, address};
+use super::{Ingested, LABEL_ZONE, Problems, TAINT_TO_BE_DELETED, address};
 use crate::model::{Event, Family, Node};
 
-/// Only the agent's own Node matters, and of it the zone, the addresses and the pods' ranges
-/// (`pkg/proxy/node.go`).
+/// Only the agent's own Node matters, and of it the zone, the addresses, the pods' ranges, and whether it
+/// stays (`pkg/proxy/node.go`).
 pub fn node(node: core::Node, own_name: &str) -> Ingested {
     let own = node.metadata.name.as_deref() == Some(own_name);
     let mut problems = Problems::of("Node", own_name);
-    let pod_cidrs = node.spec.map(pod_cidrs).unwrap_or_default();
-    let pod_cidrs: Vec<_> = pod_cidrs
+    let spec = node.spec.unwrap_or_default();
+    let leaves = node.metadata.deletion_timestamp.is_some()
+        || spec
+            .taints
+            .iter()
+            .flatten()
+            .any(|taint| taint.key == TAINT_TO_BE_DELETED);
+    let pod_cidrs: Vec<_> = pod_cidrs(spec)
         .iter()
         .enumerate()
         .map(|(i, text)| problems.keep(format!("spec.podCIDRs[{i}]"), address::range(text)))
@@ -41,6 +47,7 @@ pub fn node(node: core::Node, own_name: &str) -> Ingested {
                 name: own_name.into(),
                 zone: zone.map(Into::into),
                 internal_ips,
+                eligible: Some(!leaves),
                 // Some of them are as good as none: what is asked is whether *all* pods are meant.
                 pod_cidrs: pod_cidrs
                     .into_iter()
@@ -85,16 +92,17 @@ mod tests {
 
     #[test]
     fn the_zone_is_the_label_and_an_empty_one_is_none() {
-        let zone = |zone: &str| {
+        let zone = |zone: Option<&str>| {
             Some(Event::NodeChanged(Node {
                 name: "n1".into(),
-                zone: Some(zone.into()),
+                zone: zone.map(Into::into),
+                eligible: Some(true),
                 ..Node::default()
             }))
         };
-        assert_eq!(ingest(json!({LABEL_ZONE: "a"})), zone("a"));
-        assert_eq!(ingest(json!({LABEL_ZONE: ""})), Some(node_gone("n1")));
-        assert_eq!(ingest(json!({})), Some(node_gone("n1")));
+        assert_eq!(ingest(json!({LABEL_ZONE: "a"})), zone(Some("a")));
+        assert_eq!(ingest(json!({LABEL_ZONE: ""})), zone(None));
+        assert_eq!(ingest(json!({})), zone(None));
     }
 
     #[test]
@@ -114,6 +122,33 @@ mod tests {
             .map(|ip| ip.parse().expect("an IP"))
             .into();
         assert_eq!(ours.internal_ips, wanted);
+    }
+
+    #[test]
+    fn w3_a_node_that_is_deleted_or_about_to_be_is_not_eligible() {
+        let eligible = |object: serde_json::Value| {
+            let ours = node(serde_json::from_value(object).expect("a Node"), "n1");
+            let Some(Event::NodeChanged(ours)) = ours.event else {
+                panic!("{ours:?}");
+            };
+            ours.eligible
+        };
+        let tainted = |key: &str| {
+            json!({"metadata": {"name": "n1"}, "spec": {"taints": [
+                {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"},
+                {"key": key, "effect": "NoSchedule"},
+            ]}, "status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+        };
+        assert_eq!(eligible(tainted("other")), Some(true));
+        assert_eq!(eligible(tainted(TAINT_TO_BE_DELETED)), Some(false));
+        let deleted =
+            json!({"metadata": {"name": "n1", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        assert_eq!(eligible(deleted), Some(false));
+        let gone = node_gone("n1");
+        assert!(matches!(
+            gone,
+            Event::NodeChanged(Node { eligible: None, .. })
+        ));
     }
 
     #[test]

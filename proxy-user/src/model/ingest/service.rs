@@ -11,7 +11,7 @@ use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Obje
 use proxy_common::abi::Protocol;
 
 use super::{Ingested, LABEL_PROXY_NAME, Problems, Reason, address, has_label, object_name};
-use crate::model::{Event, Family, Service, ServicePort, TrafficPolicy};
+use crate::model::{Event, Family, HealthCheckPort, Service, ServicePort, TrafficPolicy};
 
 const KIND: &str = "Service";
 
@@ -35,12 +35,22 @@ pub fn service(service: core::Service) -> Ingested {
     let type_ = service_type(spec.type_.as_deref(), &mut problems);
     let external_ips = spec.external_ips.unwrap_or_default();
     // ExternalPolicyLocal() in pkg/api/v1/service/util.go: nothing else has external frontends.
-    let external_policy_counts = type_ == Type::NodePortOrLoadBalancer || !external_ips.is_empty();
+    let external_policy_counts = type_ != Type::ClusterIp || !external_ips.is_empty();
     let external_policy = traffic_policy(
         spec.external_traffic_policy.as_deref(),
         "spec.externalTrafficPolicy",
         &mut problems,
     );
+    let health_check = match spec.health_check_node_port {
+        Some(port) if port != 0 && type_ == Type::LoadBalancer => problems
+            .keep("spec.healthCheckNodePort", address::port(port))
+            .filter(|_| external_policy == TrafficPolicy::Local)
+            .map(|port| HealthCheckPort {
+                port,
+                uid: service.metadata.uid.as_deref().unwrap_or_default().into(),
+            }),
+        Some(_) | None => None,
+    };
     let service = Service {
         created_secs: created_secs(&service.metadata),
         cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, &mut problems),
@@ -67,6 +77,7 @@ pub fn service(service: core::Service) -> Ingested {
         } else {
             TrafficPolicy::Cluster
         },
+        health_check,
         name,
     };
     Ingested {
@@ -99,12 +110,14 @@ fn has_cluster_ip(spec: &core::ServiceSpec, problems: &mut Problems) -> bool {
 #[derive(PartialEq, Eq)]
 enum Type {
     ClusterIp,
-    NodePortOrLoadBalancer,
+    NodePort,
+    LoadBalancer,
 }
 
 fn service_type(type_: Option<&str>, problems: &mut Problems) -> Type {
     match type_ {
-        Some("NodePort" | "LoadBalancer") => Type::NodePortOrLoadBalancer,
+        Some("NodePort") => Type::NodePort,
+        Some("LoadBalancer") => Type::LoadBalancer,
         None | Some("" | "ClusterIP") => Type::ClusterIp,
         Some(other) => {
             problems.add("spec.type", Reason::UnknownValue(other.into()));

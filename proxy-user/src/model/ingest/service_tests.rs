@@ -81,6 +81,7 @@ fn a_plain_service_arrives_with_its_defaults() {
             ports: vec![port("http", Protocol::Tcp, 80, 0)],
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
+            health_check: None,
         }
     );
 }

@@ -2,12 +2,14 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use k8s_openapi::{api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp,
+};
 use proxy_common::abi::Protocol;
 
 use super::{
-    Ingested, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, Problems, Reason, address,
-    has_label, object_name,
+    ANNOTATION_TRIGGERED, Ingested, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, Problems,
+    Reason, address, has_label, object_name,
 };
 use crate::model::{Endpoint, EndpointSlice, Event, Family, ObjectName, SlicePort};
 
@@ -44,6 +46,7 @@ pub fn slice(mut slice: discovery::EndpointSlice) -> Ingested {
         family,
         ports: ports(slice.ports.unwrap_or_default(), &mut problems),
         endpoints: endpoints(slice.endpoints, family, &mut problems),
+        triggered: triggered(&slice.metadata),
         name,
     };
     Ingested {
@@ -55,6 +58,15 @@ pub fn slice(mut slice: discovery::EndpointSlice) -> Ingested {
 /// What a deleted slice becomes; `None` if it has no name.
 pub fn slice_gone(meta: &ObjectMeta) -> Option<Event> {
     object_name(KIND, meta).ok().map(Event::SliceGone)
+}
+
+/// It only tells how long the change took: one that can't be read is passed over.
+fn triggered(meta: &ObjectMeta) -> Option<Timestamp> {
+    meta.annotations
+        .as_ref()?
+        .get(ANNOTATION_TRIGGERED)?
+        .parse()
+        .ok()
 }
 
 fn family(address_type: &str, problems: &mut Problems) -> Option<Family> {

@@ -26,6 +26,27 @@ const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_TIMEOUT_SECS as u64 + 1
 /// long before the watch's own timeout.
 const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// `master` takes the place of the server's URL; alone, it is a server without credentials.
+pub async fn cluster_config(
+    kubeconfig: Option<&Path>,
+    master: Option<&str>,
+) -> Result<kube::Config, SourceError> {
+    let Some(master) = master else {
+        return client_config(kubeconfig).await;
+    };
+    let direct = master.parse().map(kube::Config::new);
+    let direct = direct
+        .ok()
+        .filter(|config| config.cluster_url.scheme().is_some())
+        .ok_or_else(|| SourceError::Master(master.to_owned()))?;
+    if kubeconfig.is_none() {
+        return Ok(direct);
+    }
+    let mut config = client_config(kubeconfig).await?;
+    config.cluster_url = direct.cluster_url;
+    Ok(config)
+}
+
 /// From the file if one is given, else `KUBECONFIG`, else `~/.kube/config`, else the service account
 /// of the pod. A file that is named but broken is an error, never a reason to look elsewhere.
 pub async fn client_config(kubeconfig: Option<&Path>) -> Result<kube::Config, SourceError> {
@@ -87,7 +108,7 @@ fn kubeconfig_error(file: PathBuf, error: &KubeconfigError) -> SourceError {
 }
 
 /// kube's own client, but with connections whose death is noticed.
-pub(super) fn client(config: kube::Config) -> Result<kube::Client, SourceError> {
+pub fn client(config: kube::Config) -> Result<kube::Client, SourceError> {
     if let Some(proxy) = &config.proxy_url {
         log::warn!(
             "API server {}: the proxy {proxy} is not used, connecting directly",

@@ -1,4 +1,4 @@
-//! When to read the folder again.
+//! When to read a folder again.
 
 use std::{
     collections::HashSet,
@@ -18,20 +18,22 @@ use tokio::{
 };
 
 /// Several changes that belong together come within this time of one another.
-pub(super) const QUIET: Duration = Duration::from_millis(50);
+pub(crate) const QUIET: Duration = Duration::from_millis(50);
 /// A file that is being written is waited for, but not longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The changes of one folder, as inotify tells them.
-pub(super) struct Changes {
+pub(crate) struct Changes {
     events: mpsc::UnboundedReceiver<notify::Result<Event>>,
     _watcher: RecommendedWatcher,
     /// Device and inode: the watch stays with them when the path leads elsewhere.
     identity: (u64, u64),
+    /// Whether a path in it matters.
+    concerns: fn(&Path) -> bool,
 }
 
 impl Changes {
-    pub(super) fn watch(dir: &Path) -> notify::Result<Self> {
+    pub(crate) fn watch(dir: &Path, concerns: fn(&Path) -> bool) -> notify::Result<Self> {
         // Before the watch: a folder replaced in between is then noticed as not current.
         let identity = identity(dir).map_err(notify::Error::io)?;
         let (tx, events) = mpsc::unbounded_channel();
@@ -44,21 +46,22 @@ impl Changes {
             events,
             _watcher: watcher,
             identity,
+            concerns,
         })
     }
 
-    pub(super) fn is_current(&self, dir: &Path) -> bool {
+    pub(crate) fn is_current(&self, dir: &Path) -> bool {
         identity(dir).is_ok_and(|identity| identity == self.identity)
     }
 
     /// Whether something changed within the given time; if so, returns when the changes are over.
-    pub(super) async fn settled(&mut self, at_most: Duration) -> bool {
+    pub(crate) async fn settled(&mut self, at_most: Duration) -> bool {
         let mut writing = HashSet::new();
         let give_up = Instant::now() + at_most;
         loop {
             match timeout_at(give_up, self.events.recv()).await {
                 Ok(Some(event)) => {
-                    if note(event, &mut writing) {
+                    if note(event, &mut writing, self.concerns) {
                         break;
                     }
                 }
@@ -71,7 +74,7 @@ impl Changes {
         while Instant::now() < deadline {
             match timeout(QUIET, self.events.recv()).await {
                 Ok(Some(event)) => {
-                    note(event, &mut writing);
+                    note(event, &mut writing, self.concerns);
                 }
                 Ok(None) => break,
                 Err(_) if writing.is_empty() => break,
@@ -88,14 +91,18 @@ fn identity(dir: &Path) -> std::io::Result<(u64, u64)> {
 
 /// Whether the event may have changed what the folder says. A file is half-written from the first
 /// write (or truncation) until it is closed; it is then better not read.
-fn note(event: notify::Result<Event>, writing: &mut HashSet<PathBuf>) -> bool {
+fn note(
+    event: notify::Result<Event>,
+    writing: &mut HashSet<PathBuf>,
+    concerns: fn(&Path) -> bool,
+) -> bool {
     // An error is most likely an overflow: look at everything.
     let Ok(event) = event else { return true };
     if event.need_rescan() {
         writing.clear();
         return true;
     }
-    if !event.paths.is_empty() && !event.paths.iter().any(|path| concerns_us(path)) {
+    if !event.paths.is_empty() && !event.paths.iter().any(|path| concerns(path)) {
         return false;
     }
     match event.kind {
@@ -119,11 +126,4 @@ fn note(event: notify::Result<Event>, writing: &mut HashSet<PathBuf>) -> bool {
         }
         EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Other => true,
     }
-}
-
-/// Manifests; `..data`, by which kubelet swaps a ConfigMap's files; and the folder itself, whose name
-/// may be anything.
-fn concerns_us(path: &Path) -> bool {
-    let name = path.file_name().map(|name| name.to_string_lossy());
-    name.is_none_or(|name| super::is_manifest(&name) || name.starts_with("..")) || path.is_dir()
 }

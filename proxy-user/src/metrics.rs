@@ -1,0 +1,424 @@
+//! What /metrics shows: kube-proxy's names where the meaning is the same (`pkg/proxy/metrics`), and
+//! ours, which begin with `kube_portal_`.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use hyper::StatusCode;
+use k8s_openapi::jiff::Timestamp;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _, text},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::{Histogram, exponential_buckets, linear_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::{
+    maps::{Capacity, MapStore as _, bpf::BpfStore},
+    model::{Event, WithoutLocal},
+    plan::Used,
+    server::Answer,
+};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = [(&'static str, &'static str); 1];
+type Seconds = Gauge<f64, AtomicU64>;
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    kernel: Arc<Kernel>,
+    sync_duration: Histogram,
+    last_synced: Seconds,
+    last_queued: Seconds,
+    network_programming: Histogram,
+    endpoint_changes: Counter,
+    endpoint_changes_pending: Gauge,
+    service_changes: Counter,
+    service_changes_pending: Gauge,
+    healthz: Family<Labels, Counter>,
+    livez: Family<Labels, Counter>,
+    without_local: Family<Labels, Gauge>,
+    not_programmed: Gauge,
+    entries: Family<Labels, Gauge>,
+    capacity: Family<Labels, Gauge>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let metrics = Self {
+            registry: Registry::default(),
+            kernel: Arc::default(),
+            sync_duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            last_synced: Seconds::default(),
+            last_queued: Seconds::default(),
+            network_programming: Histogram::new(
+                linear_buckets(0.25, 0.25, 2)
+                    .chain(linear_buckets(1.0, 1.0, 59))
+                    .chain(linear_buckets(60.0, 5.0, 12))
+                    .chain(linear_buckets(120.0, 30.0, 7)),
+            ),
+            endpoint_changes: Counter::default(),
+            endpoint_changes_pending: Gauge::default(),
+            service_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            healthz: Family::default(),
+            livez: Family::default(),
+            without_local: Family::default(),
+            not_programmed: Gauge::default(),
+            entries: Family::default(),
+            capacity: Family::default(),
+        };
+        // What has not happened yet is 0, not missing.
+        for code in ["200", "503"] {
+            let _zero = metrics.healthz.get_or_create(&[("code", code)]);
+            let _zero = metrics.livez.get_or_create(&[("code", code)]);
+        }
+        metrics.set_without_local(WithoutLocal::default());
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let theirs = self.registry.sub_registry_with_prefix("kubeproxy");
+        let mut shown = |name: &str, help: &str, metric: Shown| match metric {
+            Shown::Histogram(metric) => theirs.register(name, help, metric),
+            Shown::Seconds(metric) => theirs.register(name, help, metric),
+            Shown::Counter(metric) => theirs.register(name, help, metric),
+            Shown::Gauge(metric) => theirs.register(name, help, metric),
+            Shown::Counters(metric) => theirs.register(name, help, metric),
+            Shown::Gauges(metric) => theirs.register(name, help, metric),
+        };
+        shown(
+            "sync_proxy_rules_duration_seconds",
+            "How long it took to write changes into the maps",
+            Shown::Histogram(self.sync_duration.clone()),
+        );
+        shown(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When changes were last written, all of them",
+            Shown::Seconds(self.last_synced.clone()),
+        );
+        shown(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When there was last something to write",
+            Shown::Seconds(self.last_queued.clone()),
+        );
+        shown(
+            "network_programming_duration_seconds",
+            "From a change of a pod or Service to the maps, by the clock of who saw the change",
+            Shown::Histogram(self.network_programming.clone()),
+        );
+        // The library appends the `_total` of counters.
+        shown(
+            "sync_proxy_rules_endpoint_changes",
+            "EndpointSlices that came, changed or went",
+            Shown::Counter(self.endpoint_changes.clone()),
+        );
+        shown(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Those that are not in the maps yet",
+            Shown::Gauge(self.endpoint_changes_pending.clone()),
+        );
+        shown(
+            "sync_proxy_rules_service_changes",
+            "Services that came, changed or went",
+            Shown::Counter(self.service_changes.clone()),
+        );
+        shown(
+            "sync_proxy_rules_service_changes_pending",
+            "Those that are not in the maps yet",
+            Shown::Gauge(self.service_changes_pending.clone()),
+        );
+        shown(
+            "proxy_healthz",
+            "Answers of /healthz",
+            Shown::Counters(self.healthz.clone()),
+        );
+        shown(
+            "proxy_livez",
+            "Answers of /livez",
+            Shown::Counters(self.livez.clone()),
+        );
+        // A gauge, whatever its name says.
+        shown(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local policy that have endpoints, but none on this node",
+            Shown::Gauges(self.without_local.clone()),
+        );
+        let ours = self.registry.sub_registry_with_prefix("kube_portal");
+        ours.register(
+            "services_not_programmed",
+            "Services whose last change is not in the maps, for want of room or by a failure; tried again",
+            self.not_programmed.clone(),
+        );
+        ours.register(
+            "map_entries",
+            "Elements in use, those that wait for readers included",
+            self.entries.clone(),
+        );
+        ours.register(
+            "map_capacity",
+            "Elements there is room for",
+            self.capacity.clone(),
+        );
+        ours.register_collector(Box::new(self.kernel.clone()));
+        self
+    }
+
+    /// From now on the counters of the programs are shown, read through this.
+    pub(crate) fn set_store(&self, store: BpfStore) {
+        *self.kernel.store() = Some(store);
+    }
+
+    pub(crate) fn received(&self, event: &Event) {
+        match event {
+            Event::ServiceApplied(_) | Event::ServiceGone(_) => {
+                self.service_changes.inc();
+                self.service_changes_pending.inc();
+            }
+            Event::SliceApplied(_) | Event::SliceGone(_) => {
+                self.endpoint_changes.inc();
+                self.endpoint_changes_pending.inc();
+            }
+            Event::ListStarted(_)
+            | Event::Listed(_)
+            | Event::NodeChanged(_)
+            | Event::ServiceCidrApplied(..)
+            | Event::ServiceCidrGone(_)
+            | Event::LocalAddresses(_) => {}
+        }
+    }
+
+    pub(crate) fn queued(&self, now: Timestamp) {
+        self.last_queued.set(now.as_duration().as_secs_f64());
+    }
+
+    /// A sync has ended; `whole` when nothing failed.
+    pub(crate) fn synced(&self, now: Timestamp, took: Duration, whole: bool) {
+        self.sync_duration.observe(took.as_secs_f64());
+        self.endpoint_changes_pending.set(0);
+        self.service_changes_pending.set(0);
+        if whole {
+            self.last_synced.set(now.as_duration().as_secs_f64());
+        }
+    }
+
+    /// Clocks that differ may make it negative; it is then as good as nothing.
+    pub(crate) fn programmed(&self, triggered: Timestamp, now: Timestamp) {
+        let took = now.duration_since(triggered).as_secs_f64().max(0.0);
+        self.network_programming.observe(took);
+    }
+
+    pub(crate) fn set_without_local(&self, count: WithoutLocal) {
+        let set = |policy: &'static str, count: u32| {
+            self.without_local
+                .get_or_create(&[("traffic_policy", policy)])
+                .set(count.into());
+        };
+        set("internal", count.internal);
+        set("external", count.external);
+    }
+
+    pub(crate) fn set_not_programmed(&self, services: usize) {
+        self.not_programmed
+            .set(i64::try_from(services).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn set_maps(&self, used: Used, capacity: Capacity) {
+        for (map, used, capacity) in [
+            ("frontends", used.frontends, capacity.frontends),
+            ("services", used.services, capacity.services),
+            ("backends", used.backends, capacity.backends),
+            ("slots", used.slots, capacity.slots),
+        ] {
+            let labels = [("map", map)];
+            self.entries
+                .get_or_create(&labels)
+                .set(i64::try_from(used).unwrap_or(i64::MAX));
+            self.capacity.get_or_create(&labels).set(capacity.into());
+        }
+    }
+
+    pub(crate) fn asked_healthz(&self, status: StatusCode) {
+        self.healthz.get_or_create(&code(status)).inc();
+    }
+
+    pub(crate) fn asked_livez(&self, status: StatusCode) {
+        self.livez.get_or_create(&code(status)).inc();
+    }
+
+    /// What /metrics answers; reads the maps.
+    pub(crate) fn answer(&self) -> Answer {
+        let mut body = String::new();
+        match text::encode(&mut body, &self.registry) {
+            Ok(()) => Answer::ok(CONTENT_TYPE, body),
+            Err(fmt::Error) => Answer {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                ..Answer::ok(
+                    crate::server::PLAIN,
+                    "the metrics can't be written\n".into(),
+                )
+            },
+        }
+    }
+}
+
+/// A metric under a name of kube-proxy.
+enum Shown {
+    Histogram(Histogram),
+    Seconds(Seconds),
+    Counter(Counter),
+    Gauge(Gauge),
+    Counters(Family<Labels, Counter>),
+    Gauges(Family<Labels, Gauge>),
+}
+
+fn code(status: StatusCode) -> Labels {
+    let code = if status == StatusCode::OK {
+        "200"
+    } else {
+        "503"
+    };
+    [("code", code)]
+}
+
+/// What the programs have counted, read when it is asked for.
+#[derive(Debug, Default)]
+struct Kernel(Mutex<Option<BpfStore>>);
+
+impl Kernel {
+    fn store(&self) -> std::sync::MutexGuard<'_, Option<BpfStore>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for Kernel {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let store = self.store();
+        let Some(store) = store.as_ref() else {
+            return Ok(());
+        };
+        match store.counters() {
+            Ok(counters) => {
+                let mut family = encoder.encode_descriptor(
+                    "datapath_outcomes",
+                    "What the programs decided, by reason; `kube-portal status` says what each means",
+                    None,
+                    MetricType::Counter,
+                )?;
+                for (counter, value) in counters {
+                    let labels = [("reason", counter.name())];
+                    ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+                }
+            }
+            Err(error) => log::debug!("metrics: {error}"),
+        }
+        let (used, capacity) = store.socket_use();
+        for (name, help, value) in [
+            (
+                "sockets",
+                "Translated sockets that are remembered",
+                used as f64,
+            ),
+            (
+                "sockets_capacity",
+                "Sockets there is room for",
+                f64::from(capacity),
+            ),
+        ] {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value).encode(encoder)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+
+    fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
+        let body = metrics.answer().body;
+        let lines = body.lines().filter(|line| line.starts_with(start));
+        lines.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_names_and_labels_are_those_of_kube_proxy() {
+        let metrics = Metrics::new();
+        let name = ObjectName::new("ns", "a");
+        metrics.received(&Event::ServiceGone(name.clone()));
+        metrics.received(&Event::SliceGone(name.clone()));
+        metrics.received(&Event::SliceGone(name));
+        metrics.asked_healthz(StatusCode::SERVICE_UNAVAILABLE);
+        metrics.set_without_local(WithoutLocal {
+            internal: 2,
+            external: 1,
+        });
+        let pending = "kubeproxy_sync_proxy_rules_endpoint_changes";
+        assert_eq!(
+            lines(&metrics, pending),
+            [format!("{pending}_total 2"), format!("{pending}_pending 2")]
+        );
+        let service = "kubeproxy_sync_proxy_rules_service_changes";
+        assert_eq!(
+            lines(&metrics, &format!("{service}_total")),
+            [format!("{service}_total 1")]
+        );
+        let mut codes = lines(&metrics, "kubeproxy_proxy_healthz_total");
+        codes.sort();
+        assert_eq!(
+            codes,
+            [
+                "kubeproxy_proxy_healthz_total{code=\"200\"} 0",
+                "kubeproxy_proxy_healthz_total{code=\"503\"} 1"
+            ]
+        );
+        let mut policies = lines(
+            &metrics,
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+        );
+        policies.sort();
+        assert_eq!(
+            policies,
+            [
+                "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 1",
+                "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"} 2"
+            ]
+        );
+        let now: Timestamp = "1970-01-01T00:01:40.5Z".parse().unwrap();
+        metrics.queued(now);
+        metrics.synced(now, Duration::from_millis(3), false);
+        assert_eq!(lines(&metrics, pending)[1], format!("{pending}_pending 0"));
+        let last = "kubeproxy_sync_proxy_rules_last";
+        assert_eq!(
+            lines(&metrics, last),
+            [
+                format!("{last}_timestamp_seconds 0.0"),
+                format!("{last}_queued_timestamp_seconds 100.5")
+            ]
+        );
+        metrics.programmed("1970-01-01T00:01:40Z".parse().unwrap(), now);
+        let programming = "kubeproxy_network_programming_duration_seconds";
+        assert_eq!(
+            lines(&metrics, &format!("{programming}_sum")),
+            [format!("{programming}_sum 0.5")]
+        );
+        let duration = "kubeproxy_sync_proxy_rules_duration_seconds";
+        assert_eq!(
+            lines(&metrics, &format!("{duration}_count")),
+            [format!("{duration}_count 1")]
+        );
+    }
+}
