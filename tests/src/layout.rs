@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -31,9 +32,9 @@ const FORWARDING: [(&str, &str); 4] = [
     ("ipv4/conf/eth0/send_redirects", "0"),
 ];
 /// The bridge only bridges, and what is sent to its own address goes nowhere.
-const UNDERLAY: [(&str, &str); 4] = [
-    ("ipv4/ip_forward", "0"),
-    ("ipv6/conf/all/forwarding", "0"),
+const UNDERLAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv6/conf/all/forwarding", "0")];
+/// Where br_netfilter is there.
+const BRIDGE_FILTER: [(&str, &str); 2] = [
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
 ];
@@ -166,6 +167,9 @@ impl Layout {
     /// Makes the bridge and every veth pair, each end already in its namespace.
     pub(crate) fn wire(&self, underlay: &Netns, world: &str) -> Result<()> {
         underlay.sysctls(&UNDERLAY)?;
+        if underlay.enter(|| Path::new("/proc/sys/net/bridge").is_dir())? {
+            underlay.sysctls(&BRIDGE_FILTER)?;
+        }
         let ns = |name: &str| residue::netns_name(world, name);
         let mut lines = format!(
             "link add name br0 type bridge mcast_snooping 0\nlink set br0 up\n\
