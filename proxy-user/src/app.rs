@@ -124,7 +124,9 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         name: config.node_name.as_str().into(),
         ..Node::default()
     };
-    let model = Model::new(node, config.node_ports.clone()).with_primary_ip(config.primary_ip);
+    let model = Model::new(node, config.node_ports.clone())
+        .with_primary_ip(config.primary_ip)
+        .that_waits_for_its_node();
     let redialer = pins.open_store()?;
     surfaces.set_store(pins.open_store()?);
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());

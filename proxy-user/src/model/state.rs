@@ -103,6 +103,14 @@ pub struct Model {
     /// When what touched Services since the last call happened out there, as far as it is known.
     triggers: Vec<Timestamp>,
     notes: Vec<Note>,
+    awaited: Awaited,
+}
+
+/// What is still to be heard of the node itself.
+#[derive(Debug, Default)]
+struct Awaited {
+    node: bool,
+    addresses: bool,
 }
 
 impl Model {
@@ -139,9 +147,23 @@ impl Model {
         &self.node.internal_ips
     }
 
+    /// Not ready before it has heard of the Node object, if only that there is none, and of the addresses
+    /// here. Half of what decides over NodePorts and local endpoints would take them away for a moment
+    /// from what an earlier agent left.
+    pub fn that_waits_for_its_node(mut self) -> Self {
+        self.awaited = Awaited {
+            node: true,
+            addresses: true,
+        };
+        self
+    }
+
     /// Whether both kinds have been listed; before that nothing may be written (BEHAVIOUR W5).
     pub fn is_ready(&self) -> bool {
-        self.services.was_complete() && self.slices.was_complete()
+        self.services.was_complete()
+            && self.slices.was_complete()
+            && !self.awaited.node
+            && !self.awaited.addresses
     }
 
     /// The Services whose desired state may have changed since the last call.
@@ -229,8 +251,12 @@ impl Model {
                 self.service_cidrs.remove(&name);
                 self.touch_service_nets();
             }
-            Event::LocalAddresses(ips) => self.set_local_ips(ips),
+            Event::LocalAddresses(ips) => {
+                self.awaited.addresses = false;
+                self.set_local_ips(ips);
+            }
             Event::NodeChanged(node) => {
+                self.awaited.node = false;
                 let node = self.as_configured(node);
                 if node != self.node {
                     let decides = node.name != self.node.name

@@ -98,6 +98,13 @@ fn nothing_is_ready_before_both_kinds_are_listed() {
     assert!(!model.is_ready());
     model.apply(Event::Listed(Kind::EndpointSlice));
     assert!(model.is_ready());
+    // An agent waits for its node as well.
+    let mut model = model.that_waits_for_its_node();
+    assert!(!model.is_ready());
+    model.apply(Event::LocalAddresses(Vec::new()));
+    assert!(!model.is_ready());
+    model.apply(Event::NodeChanged(Node::default()));
+    assert!(model.is_ready());
     // A later list does not take it back.
     model.apply(Event::ListStarted(Kind::Service));
     assert!(model.is_ready());

@@ -181,6 +181,15 @@ impl<A, G> Watch<A, G> {
                     Ok(None) => break,
                     Err(_) => None,
                 };
+                // Nobody waits for an object that can't be had; while no server answers, the others can't
+                // be had either.
+                if error.as_ref().is_none_or(outage::is_answer)
+                    && self.list.is_none()
+                    && state.node.is_none()
+                    && self.is_none(&mut state).await.is_err()
+                {
+                    return;
+                }
                 let mut pause = backoff.next().unwrap_or_default();
                 let list_again = match &error {
                     Some(error)
@@ -245,9 +254,7 @@ impl<A, G> Watch<A, G> {
                             "{}: the API server has none of this name, so no zone is known; check --node-name",
                             self.what
                         );
-                        if let Some(gone) = (self.gone)(&ObjectMeta::default()) {
-                            self.send_changed(gone, state).await?;
-                        }
+                        self.is_none(state).await?;
                     }
                     None => {}
                 }
@@ -261,6 +268,17 @@ impl<A, G> Watch<A, G> {
             }
         }
         Ok(())
+    }
+
+    /// There is no Node of this name.
+    async fn is_none(&self, state: &mut State) -> Result<(), Closed>
+    where
+        G: Fn(&ObjectMeta) -> Option<Event>,
+    {
+        match (self.gone)(&ObjectMeta::default()) {
+            Some(gone) => self.send_changed(gone, state).await,
+            None => Ok(()),
+        }
     }
 
     /// The server has no such kind for us: there is none.

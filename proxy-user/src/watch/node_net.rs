@@ -48,7 +48,19 @@ pub struct Listeners {
 /// Runs until the receiver of events is gone. A failure is told, and what was known stays.
 pub async fn run(to: Listeners) {
     let mut told = false;
-    while let Err(error) = follow(&to, &mut told).await {
+    let mut known = None;
+    while let Err(error) = follow(&to, &mut known, &mut told).await {
+        // Nobody is to wait for what can't be had.
+        if known.is_none()
+            && to
+                .events
+                .send(Event::LocalAddresses(Vec::new()))
+                .await
+                .is_err()
+        {
+            return;
+        }
+        known.get_or_insert_default();
         if !std::mem::replace(&mut told, true) {
             log::warn!(
                 "devices and addresses of the node: netlink: {error}; those known so far are kept, and it is tried again"
@@ -74,7 +86,11 @@ enum NetlinkError {
 type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 /// `Ok` when the receiver is gone.
-async fn follow(to: &Listeners, told: &mut bool) -> Result<(), NetlinkError> {
+async fn follow(
+    to: &Listeners,
+    known: &mut Option<Vec<IpAddr>>,
+    told: &mut bool,
+) -> Result<(), NetlinkError> {
     // Listening before listing: a change in between is seen twice rather than never.
     let (mut listening, _, mut changes) = new_multicast_connection(&[
         MulticastGroup::Link,
@@ -87,7 +103,6 @@ async fn follow(to: &Listeners, told: &mut bool) -> Result<(), NetlinkError> {
     SockRef::from(listening.socket_mut().socket_ref()).attach_filter(&default_routes_only())?;
     let (asking, handle, _) = new_connection()?;
     let tasks = [tokio::spawn(listening), tokio::spawn(asking)];
-    let mut known = None;
     let result = loop {
         let facts = match list(&handle).await {
             Ok(facts) => facts,
@@ -105,7 +120,7 @@ async fn follow(to: &Listeners, told: &mut bool) -> Result<(), NetlinkError> {
             {
                 break Ok(());
             }
-            known = Some(ips);
+            *known = Some(ips);
         }
         to.facts.send_if_modified(|old| {
             let differs = *old != facts;

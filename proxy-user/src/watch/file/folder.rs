@@ -107,7 +107,7 @@ impl Folder {
         });
         let changed = changed.map(|(_, event)| Event::clone(event));
         if !std::mem::replace(&mut self.listed, true) {
-            return bracketed(changed.collect());
+            return bracketed(changed.collect(), &self.own_node);
         }
         let gone = self.current.keys().filter(|key| !wanted.contains_key(key));
         // What comes is told before what goes, so that nothing falls through in between.
@@ -129,7 +129,7 @@ fn is_there(event: &Event) -> bool {
     !matches!(event, Event::ServiceGone(_) | Event::SliceGone(_))
 }
 
-fn bracketed(events: Vec<Event>) -> Vec<Event> {
+fn bracketed(events: Vec<Event>, own_node: &str) -> Vec<Event> {
     let (slices, others): (Vec<_>, Vec<_>) = events
         .into_iter()
         .partition(|event| matches!(event, Event::SliceApplied(_)));
@@ -140,6 +140,9 @@ fn bracketed(events: Vec<Event>) -> Vec<Event> {
         .into_iter()
         .partition(|event| matches!(event, Event::ServiceCidrApplied(..)));
     let mut list = nodes;
+    if list.is_empty() {
+        list.push(ingest::node_gone(own_node));
+    }
     for (kind, events) in [
         (Kind::ServiceCidr, cidrs),
         (Kind::Service, services),

@@ -86,7 +86,8 @@ fn the_first_reading_is_a_list_of_each_kind() {
 fn an_empty_folder_is_listed_too_and_said_once() {
     let mut folder = Folder::new("n1");
     let update = folder.update(texts(&[]));
-    assert_eq!(update.events.len(), 6);
+    // That there is no Node, and three lists.
+    assert_eq!(update.events.len(), 7);
     assert_eq!(update.lines.len(), 1);
     assert_eq!(folder.update(texts(&[])), Update::default());
 }

@@ -143,6 +143,7 @@ async fn a_config_map_swapped_by_its_data_link_is_noticed() {
     let (tx, rx) = mpsc::channel(16);
     tokio::spawn(run(dir.clone(), "n1".into(), tx));
     let mut world = World { root, dir, rx };
+    assert!(matches!(world.next().await, Event::NodeChanged(_)));
     assert_eq!(world.next().await, Event::ListStarted(Kind::ServiceCidr));
     assert_eq!(world.next().await, Event::Listed(Kind::ServiceCidr));
     assert_eq!(world.next().await, Event::ListStarted(Kind::Service));

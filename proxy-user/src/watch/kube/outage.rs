@@ -86,6 +86,11 @@ fn api_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
+/// Whether a server has said so.
+pub(super) fn is_answer(error: &watcher::Error) -> bool {
+    api_code(error).is_some()
+}
+
 /// Why the kind is not served, if it isn't: to nobody (by an old server), or not to us.
 pub(super) fn withheld(error: &watcher::Error) -> Option<&'static str> {
     match api_code(error)? {
