@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -118,6 +118,8 @@ impl Keeper {
                 .await
             {
                 Ok(change) => self.tell_attached(*index, device, change),
+                // The loss of its filters is heard of before its own.
+                Err(_) if !is_there(*index) => {}
                 Err(error) => {
                     wrong.insert(*index, format!("can't be attached to: {error}"));
                     self.attached.remove(index);
@@ -244,4 +246,15 @@ impl Keeper {
         }
         self.said_nothing_chosen = nothing;
     }
+}
+
+/// Whether the kernel knows a device of this index at this moment.
+fn is_there(index: u32) -> bool {
+    let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) else {
+        return true;
+    };
+    !matches!(
+        rustix::net::netdevice::index_to_name(socket, index),
+        Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO)
+    )
 }
