@@ -25,6 +25,7 @@ pub mod packet;
 pub mod pod;
 pub mod probe;
 pub mod residue;
+pub mod scenario;
 pub mod stage;
 pub mod tc;
 pub mod tun;
