@@ -24,7 +24,43 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    a1_a_service_gains_a_family_and_loses_one
+    a1_addresses_of_a_family_the_service_lacks_are_left_alone
+    a2_one_number_in_three_protocols_is_three_ports
+    a4_a_target_port_may_differ_from_pod_to_pod
+    a5_a_slice_port_without_a_name_or_a_number_is_none
+    a6_of_a_slice_only_what_is_of_its_service_and_family_counts
+    a6_slices_may_come_before_their_service_and_stay_after_it
+    a7_a_pod_that_is_listed_twice_is_taken_once
+    a8_external_ips_come_change_and_go
+    a8_of_two_services_that_claim_one_address_the_older_has_it
+    a9_the_address_of_the_load_balancer_comes_later
+    a11_a_cluster_ip_has_no_other_ports
     e1_conditions_that_are_not_there_mean_ready_and_serving
+    e2_who_is_ready_while_it_ends_is_ready
+    e3_without_any_ready_endpoint_those_that_still_serve_are_taken
+    e4_the_local_list_falls_back_on_its_own
+    e5_an_endpoint_anywhere_makes_drop_of_reject
+    e6_internal_policy_local_is_about_the_cluster_ip_alone
+    e7_external_policy_cluster_leads_everybody_to_all_endpoints
+    e8_external_policy_local_keeps_clients_from_outside_on_this_node
+    e12_external_policy_local_counts_where_there_is_an_outside
+    e13_hints_for_this_node_come_first
+    e14_hints_for_a_zone_count_if_every_ready_endpoint_has_one
+    e15_a_wish_for_closeness_without_hints_changes_nothing
+    e17_connections_outlive_endpoints_policies_and_services
+    l1_source_ranges_are_about_the_addresses_of_load_balancers
+    n1_node_ports_answer_in_the_ranges_that_are_configured
+    n1_node_ports_answer_on_the_nodes_primary_address
+    n5_a_service_changes_its_type_and_its_node_port
+    r1_without_endpoints_every_address_rejects
+    w1_the_label_service_proxy_name_takes_a_service_away_and_gives_it_back
+    w2_slices_of_headless_services_are_passed_over
+    w6_a_service_becomes_headless_and_gets_an_address_again
+    w6_an_external_name_becomes_a_cluster_ip_and_back
+    w7_a_service_is_made_anew_under_its_name
+    w7_ports_are_joined_by_their_names
+    w10_addresses_are_read_as_they_were_meant
 }
 
 #[test]

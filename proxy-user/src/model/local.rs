@@ -84,12 +84,9 @@ impl LocalState {
 }
 
 fn families(service: &Service) -> impl Iterator<Item = Family> {
-    Family::BOTH.into_iter().filter(|family| {
-        service
-            .cluster_ips
-            .iter()
-            .any(|ip| Family::of(ip) == *family)
-    })
+    Family::BOTH
+        .into_iter()
+        .filter(|family| service.has_family(*family))
 }
 
 /// `LocalReadyEndpoints` in `pkg/proxy/endpointschangetracker.go`: whatever the port, and without the

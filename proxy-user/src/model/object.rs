@@ -84,6 +84,15 @@ pub struct Service {
     pub health_check: Option<HealthCheckPort>,
 }
 
+impl Service {
+    /// A Service has the families of its ClusterIPs: addresses and endpoints of another are not its
+    /// business (BEHAVIOUR A1). If no ClusterIP could be read, they are not known, and none is left out.
+    pub fn has_family(&self, family: Family) -> bool {
+        let of_family = |ip| Family::of(ip) == family;
+        self.cluster_ips.is_empty() || self.cluster_ips.iter().any(of_family)
+    }
+}
+
 /// `spec.healthCheckNodePort`, where kube-proxy answers on it: type LoadBalancer with
 /// externalTrafficPolicy Local (`NeedsHealthCheck` in `pkg/api/v1/service/util.go`).
 #[derive(Clone, Debug, PartialEq, Eq)]

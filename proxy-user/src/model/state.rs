@@ -598,11 +598,9 @@ fn frontends_of(
     family: Family,
     node_port_ips: &[IpAddr],
 ) -> Vec<(FrontendAddress, FrontendKind)> {
-    let has_family = service
-        .cluster_ips
-        .iter()
-        .any(|ip| Family::of(ip) == family);
-    let node_port = port.node_port.filter(|_| has_family);
+    if !service.has_family(family) {
+        return Vec::new();
+    }
     let at_port =
         |ips: &[IpAddr], kind| -> Vec<_> { ips.iter().map(|ip| (*ip, port.port, kind)).collect() };
     let candidates = at_port(&service.cluster_ips, FrontendKind::ClusterIp)
@@ -612,7 +610,7 @@ fn frontends_of(
             FrontendKind::LoadBalancer,
         ))
         .chain(at_port(&service.external_ips, FrontendKind::ExternalIp))
-        .chain(node_port.into_iter().flat_map(|node_port| {
+        .chain(port.node_port.into_iter().flat_map(|node_port| {
             node_port_ips
                 .iter()
                 .map(move |ip| (*ip, node_port, FrontendKind::NodePort))

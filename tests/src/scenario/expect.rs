@@ -169,12 +169,21 @@ impl Expected {
             .map(|(question, _)| *question)
     }
 
+    /// A client of an address is any from outside if nothing else is said of it.
+    fn get(&self, (address, client): &Question) -> Option<&Outcome> {
+        let outside = || match client {
+            Client::At(_) => self.0.get(&(*address, Client::Outside)),
+            Client::Pod | Client::Node | Client::Outside => None,
+        };
+        self.0.get(&(*address, *client)).or_else(outside)
+    }
+
     pub(super) fn of(&self, question: &Question) -> &Outcome {
-        self.0.get(question).unwrap_or(&Outcome::NotOurs)
+        self.get(question).unwrap_or(&Outcome::NotOurs)
     }
 
     pub(super) fn admits(&self, question: &Question, found: &Outcome) -> bool {
-        match self.0.get(question) {
+        match self.get(question) {
             Some(expected) => found == expected,
             None => matches!(found, Outcome::NotOurs | Outcome::NoSuchPort),
         }
