@@ -45,6 +45,15 @@ impl Cluster {
     ) -> Result<Self> {
         let pods = ["client"].iter().chain(backends).copied();
         let world = World::builder().node("node-a", pods).build()?;
+        Self::in_world(world, backends, prepare)
+    }
+
+    /// The same in a world that has `node-a` and these backends, whatever else is in it.
+    pub fn in_world(
+        world: World,
+        backends: &[&str],
+        prepare: impl FnOnce(&World, &ApiServer) -> Result<()>,
+    ) -> Result<Self> {
         for name in backends {
             serve(world.pod(name), TARGET)?;
         }
@@ -122,6 +131,7 @@ pub fn service(service: &Service) -> Value {
     object(&service.yaml())
 }
 
-fn object(yaml: &str) -> Value {
+/// The same of any YAML.
+pub fn object(yaml: &str) -> Value {
     serde_yaml_ng::from_str(yaml).expect("the builders write YAML")
 }

@@ -84,19 +84,32 @@ impl Fleet {
     }
 }
 
+/// Writes the slices of [`endpoint_slices`].
+pub fn slices(world: &World, manifests: &ManifestDir, service: &str, names: &[&str]) -> Result<()> {
+    endpoint_slices(world, service, names)
+        .iter()
+        .try_for_each(|slice| manifests.slice(slice))
+}
+
 /// Endpoints of both families, ports `http` (TCP) and `dns` (UDP) on [`TARGET`], each with the name of
 /// the node it is on. A node's name is its own network: a hostNetwork pod.
-pub fn slices(world: &World, manifests: &ManifestDir, service: &str, names: &[&str]) -> Result<()> {
+pub fn endpoint_slices(world: &World, service: &str, names: &[&str]) -> [EndpointSlice; 2] {
     let fill = |slice: EndpointSlice, ip: fn(&crate::Pod) -> IpAddr| {
         let slice = slice.tcp("http", TARGET).udp("dns", TARGET);
         names.iter().fold(slice, |slice, name| {
             slice.ready(ip(world.place(name)), world.node_of(name).name())
         })
     };
-    let v4 = EndpointSlice::v4(service, &format!("{service}-4"));
-    let v6 = EndpointSlice::v6(service, &format!("{service}-6"));
-    manifests.slice(&fill(v4, crate::Pod::ip4))?;
-    manifests.slice(&fill(v6, crate::Pod::ip6))
+    [
+        fill(
+            EndpointSlice::v4(service, &format!("{service}-4")),
+            crate::Pod::ip4,
+        ),
+        fill(
+            EndpointSlice::v6(service, &format!("{service}-6")),
+            crate::Pod::ip6,
+        ),
+    ]
 }
 
 /// A NodePort Service of both families: 80/TCP `http` and 53/UDP `dns`, on one node port.
