@@ -765,3 +765,7 @@ pub(super) fn merge<'a>(
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "any_order_tests.rs"]
+mod any_order_tests;

@@ -1,19 +1,17 @@
 use std::num::NonZeroU16;
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::model::SlicePort;
 
-fn name(text: &str) -> ObjectName {
+pub(super) fn name(text: &str) -> ObjectName {
     ObjectName::new("ns", text)
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn port(name: &str, number: u16) -> ServicePort {
+pub(super) fn port(name: &str, number: u16) -> ServicePort {
     ServicePort {
         name: name.into(),
         protocol: Protocol::Tcp,
@@ -22,7 +20,7 @@ fn port(name: &str, number: u16) -> ServicePort {
     }
 }
 
-fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
+pub(super) fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
     Service {
         name: name(text),
         created_secs,
@@ -37,7 +35,7 @@ fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
     }
 }
 
-fn endpoint(address: &str) -> Endpoint {
+pub(super) fn endpoint(address: &str) -> Endpoint {
     Endpoint {
         address: ip(address),
         ready: true,
@@ -49,7 +47,7 @@ fn endpoint(address: &str) -> Endpoint {
     }
 }
 
-fn slice(text: &str, service: &str, addresses: &[&str]) -> EndpointSlice {
+pub(super) fn slice(text: &str, service: &str, addresses: &[&str]) -> EndpointSlice {
     EndpointSlice {
         name: name(text),
         service: name(service),
@@ -500,210 +498,4 @@ fn half_of_the_first_list_of_service_cidrs_is_not_told() {
     model.apply(Event::Listed(Kind::ServiceCidr));
     assert_eq!(model.take_service_nets(), Some(BTreeSet::new()));
     assert!(!model.is_ready());
-}
-
-mod any_order {
-    use super::*;
-
-    const SERVICES: [&str; 3] = ["a", "b", "c"];
-
-    fn pick<T: Clone + std::fmt::Debug + 'static>(from: &'static [T]) -> impl Strategy<Value = T> {
-        prop::sample::select(from)
-    }
-
-    fn any_service() -> impl Strategy<Value = Service> {
-        let ips = || pick(&["10.96.0.1", "10.96.0.2", "fd96::1"]);
-        (
-            pick(&SERVICES),
-            0i64..3,
-            prop::collection::btree_set(ips(), 1..3),
-            prop::collection::btree_set(ips(), 0..2),
-            any::<[bool; 4]>(),
-            prop::option::of(pick(&["10.0.0.0/8", "192.168.0.0/24", "fd00::/8"])),
-        )
-            .prop_map(
-                |(
-                    text,
-                    created,
-                    ips,
-                    external,
-                    [local, outside_local, two_ports, node_port],
-                    range,
-                )| {
-                    let ips: Vec<&str> = ips.into_iter().collect();
-                    let mut service = service(text, created, &ips);
-                    service.external_ips = external.into_iter().map(ip).collect();
-                    if local {
-                        service.internal_policy = TrafficPolicy::Local;
-                    }
-                    if outside_local {
-                        service.external_policy = TrafficPolicy::Local;
-                    }
-                    if let Some(range) = range {
-                        let range: IpNet = range.parse().expect("a range");
-                        service.load_balancer_ips = vec![ip("192.0.2.1"), ip("fd97::1")];
-                        service.source_ranges =
-                            BTreeMap::from([(Family::of(&range.addr()), vec![range])]);
-                    }
-                    if two_ports {
-                        service.ports.push(port("b", 81));
-                    }
-                    if node_port {
-                        service.ports[0].node_port = NonZeroU16::new(30080);
-                    }
-                    service
-                },
-            )
-    }
-
-    fn any_slice() -> impl Strategy<Value = EndpointSlice> {
-        let endpoint = (
-            pick(&["10.0.0.1", "10.0.0.2", LOCAL[1]]),
-            any::<[bool; 4]>(),
-        )
-            .prop_map(|(address, [ready, serving, terminating, here])| Endpoint {
-                ready,
-                serving,
-                terminating,
-                node: here.then(|| "n1".into()),
-                ..endpoint(address)
-            });
-        (
-            pick(&["s1", "s2", "s3", "s4"]),
-            pick(&SERVICES),
-            prop::collection::vec(endpoint, 0..4),
-            pick(&["", "b"]),
-        )
-            .prop_map(|(text, owner, endpoints, port)| {
-                let mut slice = slice(text, owner, &[]);
-                slice.ports[0].name = port.into();
-                slice.endpoints = endpoints;
-                slice
-            })
-    }
-
-    /// One source's word: single objects, or a whole list.
-    fn any_events() -> impl Strategy<Value = Vec<Event>> {
-        let slices = pick(&["s1", "s2", "s3", "s4"]);
-        let bracket = |kind, events: Vec<Event>| {
-            let mut all = vec![Event::ListStarted(kind)];
-            all.extend(events);
-            all.push(Event::Listed(kind));
-            all
-        };
-        prop_oneof![
-            4 => any_service().prop_map(|service| vec![Event::ServiceApplied(service)]),
-            4 => any_slice().prop_map(|slice| vec![Event::SliceApplied(slice)]),
-            1 => pick(&SERVICES).prop_map(|text| vec![Event::ServiceGone(name(text))]),
-            1 => slices.prop_map(|text| vec![Event::SliceGone(name(text))]),
-            1 => prop::collection::vec(any_service().prop_map(Event::ServiceApplied), 0..4)
-                .prop_map(move |events| bracket(Kind::Service, events)),
-            1 => prop::collection::vec(any_slice().prop_map(Event::SliceApplied), 0..4)
-                .prop_map(move |events| bracket(Kind::EndpointSlice, events)),
-            1 => pick(&["n1", "n2"]).prop_map(|node| vec![Event::NodeChanged(Node {
-                name: node.into(),
-                internal_ips: if node == "n1" { vec![ip(LOCAL[0])] } else { Vec::new() },
-                pod_cidrs: vec!["10.0.0.0/24".parse().expect("a range")],
-                ..Node::default()
-            })]),
-            1 => (pick(&["x", "y"]), pick(&["10.96.0.0/12", "fd96::/108"]))
-                .prop_map(|(cidr, net)| vec![Event::ServiceCidrApplied(cidr.into(), vec![net.parse().expect("a range")])]),
-            1 => pick(&["x", "y"]).prop_map(|cidr| vec![Event::ServiceCidrGone(cidr.into())]),
-            1 => pick(&["x", "y"]).prop_map(move |cidr| bracket(
-                Kind::ServiceCidr,
-                vec![Event::ServiceCidrApplied(cidr.into(), vec!["10.97.0.0/16".parse().expect("a range")])],
-            )),
-            1 => prop::sample::subsequence(LOCAL.to_vec(), 0..=LOCAL.len())
-                .prop_map(|ips| vec![Event::LocalAddresses(
-                    ips.iter().map(|ip| ip.parse().expect("an IP")).collect(),
-                )]),
-        ]
-    }
-
-    /// The plain account: what exists in the end.
-    #[derive(Default)]
-    struct Account {
-        services: BTreeMap<ObjectName, Service>,
-        slices: BTreeMap<ObjectName, EndpointSlice>,
-        cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
-        node: Node,
-        local: Vec<IpAddr>,
-    }
-
-    const LOCAL: [&str; 3] = ["192.168.0.2", "10.1.0.1", "fd00::2"];
-
-    impl Account {
-        fn note(&mut self, event: &Event) {
-            match event {
-                // A list's objects follow at once: emptying first comes to the same.
-                Event::ListStarted(Kind::Service) => self.services.clear(),
-                Event::ListStarted(Kind::EndpointSlice) => self.slices.clear(),
-                Event::ListStarted(Kind::ServiceCidr) => self.cidrs.clear(),
-                Event::Listed(_) => {}
-                Event::ServiceCidrApplied(name, nets) => {
-                    self.cidrs.insert(name.clone(), nets.clone());
-                }
-                Event::ServiceCidrGone(name) => drop(self.cidrs.remove(name)),
-                Event::ServiceApplied(service) => {
-                    self.services.insert(service.name.clone(), service.clone());
-                }
-                Event::ServiceGone(name) => drop(self.services.remove(name)),
-                Event::SliceApplied(slice) => {
-                    self.slices.insert(slice.name.clone(), slice.clone());
-                }
-                Event::SliceGone(name) => drop(self.slices.remove(name)),
-                Event::NodeChanged(node) => self.node = node.clone(),
-                Event::LocalAddresses(ips) => self.local.clone_from(ips),
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn only_what_exists_in_the_end_counts(
-            history in prop::collection::vec(any_events(), 0..30),
-            reversed in any::<bool>(),
-        ) {
-            let mut model = Model::new(Node::default(), NodePortScope::Primary);
-            let mut account = Account::default();
-            // What a syncer would have written: it asks only for what was touched.
-            let mut written: BTreeMap<ObjectName, Vec<PortSnapshot>> = BTreeMap::new();
-            let mut written_nets = None;
-            let mut cidrs_listed = false;
-            for events in history {
-                for event in events {
-                    cidrs_listed |= event == Event::Listed(Kind::ServiceCidr);
-                    account.note(&event);
-                    model.apply(event);
-                }
-                for name in model.take_touched() {
-                    let desired = model.desired(&name);
-                    written.insert(name, desired);
-                }
-                written_nets = model.take_service_nets().or(written_nets);
-            }
-            let local = Event::LocalAddresses(account.local.clone());
-            let services = account.services.values().cloned().map(Event::ServiceApplied);
-            let slices = account.slices.values().cloned().map(Event::SliceApplied);
-            let mut events: Vec<Event> = services.chain(slices).chain([local]).collect();
-            if reversed {
-                events.reverse();
-            }
-            let mut fresh = Model::new(account.node.clone(), NodePortScope::Primary);
-            events.into_iter().for_each(|event| fresh.apply(event));
-            let mut owners = HashMap::new();
-            for text in SERVICES {
-                let expected = fresh.desired(&name(text));
-                prop_assert_eq!(&model.desired(&name(text)), &expected);
-                prop_assert_eq!(written.get(&name(text)).cloned().unwrap_or_default(), expected.clone());
-                for (address, _) in expected.iter().flat_map(|port| &port.frontends) {
-                    prop_assert_eq!(owners.insert(*address, text), None, "two owners");
-                }
-            }
-            let nets: BTreeSet<IpNet> = account.cidrs.values().flatten().copied().collect();
-            prop_assert_eq!(written_nets, cidrs_listed.then_some(nets));
-            prop_assert_eq!(model.service_count(), fresh.service_count());
-            prop_assert_eq!(model.entries.len(), fresh.entries.len(), "something is kept for nothing");
-        }
-    }
 }
