@@ -192,13 +192,22 @@ impl Here {
         for _ in 0..DIALS {
             let found = dial(self);
             self.maps().half_open.borrow_mut().clear();
-            match found {
-                Outcome::To(to) => all.extend(to),
-                other if all.is_empty() => return other,
-                other => {
-                    return Outcome::Odd(format!("{}, and at times {other}", Outcome::To(all)));
+            let without = match found {
+                Outcome::To(to) => {
+                    all.extend(to);
+                    continue;
                 }
-            }
+                Outcome::Reject
+                | Outcome::Drop
+                | Outcome::NoSuchPort
+                | Outcome::NotOurs
+                | Outcome::Odd(_) => found,
+            };
+            return if all.is_empty() {
+                without
+            } else {
+                Outcome::Odd(format!("{}, and at times {without}", Outcome::To(all)))
+            };
         }
         Outcome::To(all)
     }
