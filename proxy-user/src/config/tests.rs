@@ -608,7 +608,8 @@ fn the_command_line_of_a_daemon_set_is_taken() {
         Some("127.0.0.1:10256".parse().unwrap())
     );
     assert!(settings.masquerade_all);
-    assert_eq!(settings.timeouts.tcp_established, None);
+    let own = FlowTimeouts::DEFAULT;
+    assert_eq!(settings.timeouts.tcp_established, own.tcp_established);
     assert_eq!(settings.node_ports, NodePortScope::Ranges(Vec::new()));
     assert_eq!(
         warned(&loaded),
