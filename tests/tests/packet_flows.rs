@@ -285,10 +285,14 @@ fn flows_live_as_long_as_the_node_says() {
         udp: 7,
         udp_stream: 20,
     });
-    let known = |packet: &Make| match ingress(&maps, packet) {
-        Verdict::Stack(Done::Forwarded) => true,
-        Verdict::Stack(Done::NewFlow) => false,
-        other => panic!("{other:?}"),
+    let known = |packet: &Make| {
+        let verdict = ingress(&maps, packet);
+        let is_known = verdict == Verdict::Stack(Done::Forwarded);
+        assert!(
+            is_known || verdict == Verdict::Stack(Done::NewFlow),
+            "{verdict:?}"
+        );
+        is_known
     };
     let pass = |seconds| maps.now_ns.set(maps.now_ns.get() + seconds * SECOND);
     let data = to_vip(tcp("A", 101, 9001));
