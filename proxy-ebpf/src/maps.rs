@@ -8,11 +8,14 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{
-        Addr, Backend, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        PortRange, ServiceName, SockAddr, SocketCookie, SocketFlow, SourceRange, Tuple, UdpFlow,
-        UdpFlowKey,
+        Addr, AffinityEntry, AffinityKey, Backend, Device, FlowEntry, FlowTimeouts, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, PortRange, Service, ServiceName, SockAddr,
+        SocketCookie, SocketFlow, SourceRange, Tuple, UdpFlow, UdpFlowKey,
     },
-    datapath::path::Work,
+    datapath::{
+        conntrack::{TimeoutTable, timeout_table},
+        path::Work,
+    },
     wire::packet::MAX_SUM,
 };
 
@@ -35,15 +38,20 @@ pub(crate) static SNAT_FIRST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.
 #[unsafe(no_mangle)]
 pub(crate) static SNAT_LAST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.last);
 
+/// `datapath::conntrack::timeout_table`.
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_TIMEOUTS: Global<TimeoutTable> =
+    Global::new(timeout_table(&FlowTimeouts::DEFAULT));
+
 /// The agent writes these through shared memory, one aligned store at a time.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map(name = "KP_FRONTENDS")]
 pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, 1024> = HashMap::new();
 
-/// `ServiceWord`s by service id.
+/// By service id.
 #[btf_map(name = "KP_SERVICES")]
-pub(crate) static SERVICES: Array<u64, 1024, SHARED> = Array::new();
+pub(crate) static SERVICES: Array<Service, 1024, SHARED> = Array::new();
 
 /// Backend ids; a service owns a run of slots.
 #[btf_map(name = "KP_SLOTS")]
@@ -64,6 +72,11 @@ pub(crate) static UDP_FLOWS: LruHashMap<UdpFlowKey, UdpFlow, 1024> = LruHashMap:
 
 #[btf_map(name = "KP_UDP_REVERSE")]
 pub(crate) static UDP_REVERSE: LruHashMap<UdpFlowKey, SockAddr, 1024> = LruHashMap::new();
+
+/// Which backend a client of a Service with affinity got. Any sender can make an entry: a flood of them
+/// pushes out the least recently used.
+#[btf_map(name = "KP_AFFINITY")]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, 1024> = LruHashMap::new();
 
 /// Indexed by `Counter`.
 #[btf_map(name = "KP_COUNTERS")]

@@ -5,24 +5,28 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     answer::Budget,
-    conntrack::{Conntrack, Table},
+    conntrack::{self, Conntrack, Table},
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way, Work},
     socket::Socket,
 };
 use crate::abi::{
-    Addr, Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    PortRange, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
+    Addr, AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FlowTimeouts,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, SocketFlow,
+    Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.
 #[derive(Debug, Default)]
 pub struct Maps {
     pub frontends: HashMap<FrontendKey, Frontend>,
-    pub services: HashMap<u32, ServiceWord>,
+    pub services: HashMap<u32, Service>,
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
+    pub affinity: RefCell<HashMap<AffinityKey, AffinityEntry>>,
+    /// Nothing is written there.
+    pub affinity_refuses: bool,
     /// By service; prefix lengths in bits of [`Addr`], those of IPv4 count from 96.
     pub source_ranges: HashMap<u32, Vec<(Addr, u32)>>,
     /// Prefix lengths as above.
@@ -50,6 +54,8 @@ pub struct Maps {
     pub sent_on: Cell<bool>,
     /// `None`: [`PortRange::DEFAULT`].
     pub snat_ports: Option<PortRange>,
+    /// `None`: [`FlowTimeouts::DEFAULT`].
+    pub timeouts: Option<FlowTimeouts>,
     /// The device that packets come from.
     pub ifindex: u32,
     /// State of the generator; any sequence will do.
@@ -58,6 +64,8 @@ pub struct Maps {
     pub next_answer_ns: Cell<u64>,
     /// Sockets are those of the node, not of a pod.
     pub of_node: Cell<bool>,
+    /// Cookie of the network namespace whose sockets they are.
+    pub netns: Cell<u64>,
     /// As a kernel without bpf_set_retval.
     pub cannot_refuse: bool,
 }
@@ -89,7 +97,7 @@ impl Tables for Maps {
         self.frontends.get(key).copied()
     }
 
-    fn service(&self, id: u32) -> Option<ServiceWord> {
+    fn service(&self, id: u32) -> Option<Service> {
         self.services.get(&id).copied()
     }
 
@@ -99,6 +107,18 @@ impl Tables for Maps {
 
     fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.get(&id).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool {
+        if self.affinity_refuses {
+            return false;
+        }
+        self.affinity.borrow_mut().insert(*key, *entry);
+        true
     }
 
     fn random(&self) -> u32 {
@@ -124,7 +144,7 @@ impl Tables for FakeSocket<'_> {
         self.maps.frontend(key)
     }
 
-    fn service(&self, id: u32) -> Option<ServiceWord> {
+    fn service(&self, id: u32) -> Option<Service> {
         self.maps.service(id)
     }
 
@@ -134,6 +154,14 @@ impl Tables for FakeSocket<'_> {
 
     fn backend(&self, id: u32) -> Option<Backend> {
         self.maps.backend(id)
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        Tables::affinity(self.maps, key)
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool {
+        self.maps.set_affinity(key, entry)
     }
 
     fn random(&self) -> u32 {
@@ -197,6 +225,11 @@ impl Conntrack for Maps {
 
     fn forget(&self, table: Table, key: &Tuple) {
         self.table(table).borrow_mut().remove(key);
+    }
+
+    fn timeout_ns(&self, protocol: u8, state: u8) -> u64 {
+        let timeouts = self.timeouts.unwrap_or(FlowTimeouts::DEFAULT);
+        conntrack::timeout_ns(protocol, state, &timeouts)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
@@ -331,6 +364,10 @@ impl Socket for FakeSocket<'_> {
 
     fn now_ns(&self) -> u64 {
         self.maps.now_ns.get()
+    }
+
+    fn netns(&self) -> u64 {
+        self.maps.netns.get()
     }
 
     fn is_of_node(&self) -> bool {

@@ -3,13 +3,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use proxy_common::abi::PortRange;
+use tokio::runtime::Builder;
 
-use super::{CliError, PinArgs, cleanup, snat_ports};
+use super::{CliError, PinArgs, block_on_runtime, cleanup, snat_ports};
 use crate::{
     app,
     config::{self, ProxyFlags},
     devices::{Choice, Pattern},
-    loader::{Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
+    loader::{Fixed, Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     server::sockets_of,
     surfaces::SurfacesConfig,
 };
@@ -50,6 +51,10 @@ pub(super) struct RunArgs {
     /// Room for this many flows of packets that are not established; the least recently used go first.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
     max_half_open: u32,
+    /// Room for this many clients of Services with sessionAffinity, each Service port counted; those
+    /// that have been away longest go first.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    max_affinity: u32,
     /// Translate packets on these devices: names and globs, comma-separated [default: those with a
     /// default route, an InternalIP of the Node or another global address, and tunnels]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -147,21 +152,19 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             udp_flows: args.max_udp_flows,
             flows: args.max_flows,
             half_open: args.max_half_open,
+            affinity: args.max_affinity,
         },
         surfaces,
         devices,
         tc_attach: args.tc_attach,
-        snat_ports: args.snat_ports,
+        fixed: Fixed {
+            snat_ports: args.snat_ports,
+            timeouts: settings.timeouts,
+        },
     };
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::Io {
-            what: "the runtime",
-            source,
-        })?
-        .block_on(app::run(config))
+    let mut runtime = Builder::new_multi_thread();
+    runtime.worker_threads(2);
+    block_on_runtime(runtime, app::run(config))?
 }
 
 /// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.

@@ -64,7 +64,6 @@ const NO_IPVS: &str = "there is no IPVS";
 const NO_WINDOWS: &str = "Windows only";
 const NO_DELAY: &str = "a change costs only its own Service and is written at once, in batches; nothing is ever held back";
 const MASQUERADE: &str = "connections to ClusterIPs are not masqueraded yet";
-const TIMEOUTS: &str = "the timeouts of kube-portal's own flow table are fixed so far";
 const SYNC_PERIOD: &str = "a change that waits for twice this time makes the node unhealthy; nothing is rewritten periodically";
 const FEW_REQUESTS: &str = "one watch for each kind and a few Events are all that is asked of the API server, repeated with a growing delay";
 
@@ -143,11 +142,11 @@ pub(super) const FIELDS: &[Field] = &[
     field("oomScoreAdj", Some("oom-score-adj"), Int, Here("written to /proc/self/oom_score_adj, -999 if not set")),
     field("conntrack.maxPerCore", Some("conntrack-max-per-core"), Int, Nothing(NO_NETFILTER)),
     field("conntrack.min", Some("conntrack-min"), Int, Nothing(NO_NETFILTER)),
-    field("conntrack.tcpEstablishedTimeout", Some("conntrack-tcp-timeout-established"), Text, NotYet(TIMEOUTS)),
-    field("conntrack.tcpCloseWaitTimeout", Some("conntrack-tcp-timeout-close-wait"), Text, NotYet(TIMEOUTS)),
+    field("conntrack.tcpEstablishedTimeout", Some("conntrack-tcp-timeout-established"), Text, Here("when a TCP flow of the packet path that is silent is forgotten, 24 h if not set or 0")),
+    field("conntrack.tcpCloseWaitTimeout", Some("conntrack-tcp-timeout-close-wait"), Text, Here("the same once one side has closed, 1 h if not set or 0")),
     field("conntrack.tcpBeLiberal", Some("conntrack-tcp-be-liberal"), Bool, Nothing(NO_NETFILTER)),
-    field("conntrack.udpTimeout", Some("conntrack-udp-timeout"), Text, NotYet(TIMEOUTS)),
-    field("conntrack.udpStreamTimeout", Some("conntrack-udp-timeout-stream"), Text, NotYet(TIMEOUTS)),
+    field("conntrack.udpTimeout", Some("conntrack-udp-timeout"), Text, Here("the same for UDP that was not answered, 30 s if not set or 0")),
+    field("conntrack.udpStreamTimeout", Some("conntrack-udp-timeout-stream"), Text, Here("the same for UDP that goes both ways, 120 s if not set or 0")),
     field("configSyncPeriod", Some("config-sync-period"), Text, Nothing("there is no cache to refresh: watches end every few minutes and are resumed")),
     field("portRange", None, Text, Nothing("kube-proxy does not read it either")),
     field("windowsRunAsService", None, Bool, Nothing(NO_WINDOWS)),

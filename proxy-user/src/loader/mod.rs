@@ -11,8 +11,8 @@ mod pins;
 mod preflight;
 mod sys;
 
-pub use attach::{LoadError, Loaded, OBJECT, Sizes, load};
-pub use batch::{FlowMap, Position};
+pub use attach::{Fixed, LoadError, Loaded, OBJECT, Sizes, load};
+pub use batch::{AffinityMap, FlowMap, Position};
 pub use features::Features;
 pub use hook::Hook;
 pub use packet::{
