@@ -100,7 +100,7 @@ const NODE_PORT_AND_BALANCER: &[To] = &[NodePort, Balancer];
 const SERVICES: &[(&str, &[&str], Endpoints)] = &[
     ("empty", &[BALANCED], &[]),
     ("one", &[], &[("here-1", "RS")]),
-    ("own", &[], &[("vm", "RS")]),
+    ("own", &[BALANCED], &[("vm", "RS")]),
     ("two", &[], &[("here-1", "RS"), ("far", "RS")]),
     ("ports", &[], &[("here-1", "RS")]),
     (
@@ -196,6 +196,7 @@ const SERVICES: &[(&str, &[&str], Endpoints)] = &[
         &[BALANCED],
         &[("here-4", "T"), ("far", "T")],
     ),
+    ("host-network", &[BALANCED], &[("node-a", "RS")]),
 ];
 
 const EXPOSED: &str = "type: NodePort";
@@ -213,7 +214,7 @@ const ROWS: &[Row] = &[
     // TestClusterIPGeneral
     row("F2", "one", PODS, &[ClusterIp], Reaches(&["here-1"], Itself)),
     row("F3", "one", &["here-1"], &[ClusterIp], Reaches(&["here-1"], ItselfWithoutNeed)),
-    row("F3", "own", &["vm"], &[ClusterIp], Reaches(&["vm"], Masqueraded)),
+    row("F3 M4", "own", &["vm"], &[ClusterIp, NodePort, ExternalIp, Balancer], Reaches(&["vm"], Masqueraded)),
     row("F4", "two", PODS, &[ClusterIp], Reaches(&["here-1", "far"], Itself)),
     row("F5", "ports", PODS, &[ClusterIpAt(443, 443)], Reaches(&["here-1@8443"], Itself)),
     row("F6", "ports", PODS, &[ClusterIpAt(53, 53)], Reaches(&["here-1@dns"], Itself)),
@@ -267,6 +268,10 @@ const ROWS: &[Row] = &[
     row("F36", "cluster-leaving-one", &["laptop"], &[Balancer], Reaches(&["far"], MasqueradedIfElsewhere)),
     row("F37", "cluster-left", PODS, &[ClusterIp], Rejected),
     row("F37", "cluster-left", &["laptop"], &[Balancer], Rejected),
+    // A hostNetwork pod is the node.
+    row("M8", "host-network", PODS, &[ClusterIp], Reaches(&["node-a"], Itself)),
+    row("M8", "host-network", &["node-a"], &[ClusterIp, NodePort], Reaches(&["node-a"], ItselfWithoutNeed)),
+    row("M8", "host-network", &["laptop"], &[ClusterIp, NodePort], Reaches(&["node-a"], MasqueradedIfElsewhere)),
     // TestInternalExternalMasquerade. Without a detector kube-proxy masquerades less to ClusterIPs (F47).
     row("F39 F47", "outside-cluster", &["node-a"], &[ClusterIp], Reaches(&["here-1", "far"], ItselfWithoutNeed)),
     row("F39 F47", "outside-cluster", &["laptop"], &[ClusterIp], Reaches(&["here-1", "far"], MasqueradedIfElsewhere)),
@@ -416,7 +421,7 @@ fn write_slices(
             slice.tcp("http", TARGET).udp("dns", TARGET)
         };
         let slice = endpoints.iter().fold(slice, |slice, (pod, state)| {
-            let (ip, node) = (families(world.pod(pod))[family], world.node_of(pod));
+            let (ip, node) = (families(world.place(pod))[family], world.node_of(pod));
             let is = |letter| state.contains(letter);
             slice.endpoint(ip, node.name(), is('R'), is('S'), is('T'))
         });
