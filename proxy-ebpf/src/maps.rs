@@ -8,11 +8,14 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{
-        Addr, Backend, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        PortRange, ServiceName, SockAddr, SocketCookie, SocketFlow, SourceRange, Tuple, UdpFlow,
-        UdpFlowKey,
+        Addr, Backend, Device, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Frontend,
+        FrontendKey, PortRange, ServiceName, SockAddr, SocketCookie, SocketFlow, SourceRange,
+        Tuple, UdpFlow, UdpFlowKey,
     },
-    datapath::path::Work,
+    datapath::{
+        conntrack::{TimeoutTable, timeout_table},
+        path::Work,
+    },
     wire::packet::MAX_SUM,
 };
 
@@ -34,6 +37,11 @@ pub(crate) static NODE_NETNS: Global<u64> = Global::new(0);
 pub(crate) static SNAT_FIRST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.first);
 #[unsafe(no_mangle)]
 pub(crate) static SNAT_LAST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.last);
+
+/// `datapath::conntrack::timeout_table`.
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_TIMEOUTS: Global<TimeoutTable> =
+    Global::new(timeout_table(&FlowTimeouts::DEFAULT));
 
 /// The agent writes these through shared memory, one aligned store at a time.
 const SHARED: usize = BPF_F_MMAPABLE as usize;

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::abi::PortRange;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, oneshot, watch as latest},
@@ -20,7 +19,9 @@ use crate::{
     devices::{Choice, Facts},
     expiry,
     keeper::{Inputs, Keeper},
-    loader::{self, Claim, Features, Loaded, Mechanism, PinError, Pins, Removed, Sizes, TcAttach},
+    loader::{
+        self, Claim, Features, Fixed, Loaded, Mechanism, PinError, Pins, Removed, Sizes, TcAttach,
+    },
     maps::{Capacity, MapStore as _, bpf::BpfStore},
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
@@ -56,7 +57,7 @@ pub struct Config {
     pub surfaces: SurfacesConfig,
     pub devices: Choice,
     pub tc_attach: TcAttach,
-    pub snat_ports: PortRange,
+    pub fixed: Fixed,
 }
 
 /// Events that wait; a source that is faster than the maps is slowed down, not buffered.
@@ -91,7 +92,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         )
     })?;
     let pins = Pins::new(&config.bpffs_root);
-    let (loaded, store) = loader::load(&pins, features, &config.sizes, config.snat_ports)?;
+    let (loaded, store) = loader::load(&pins, features, &config.sizes, &config.fixed)?;
     log::info!(
         "node {}: cgroup {}, pins {}, about {} MiB of maps, refusal by {}",
         config.node_name,
@@ -382,7 +383,7 @@ impl Packet {
         let names = loaded.attach(&config.cgroup_root)?;
         let (claim, packet, flows) = loaded.into_packet_path(mechanism)?;
         told(claim.retire_socket_links());
-        tokio::spawn(expiry::run(flows));
+        tokio::spawn(expiry::run(flows, config.fixed.timeouts));
         let keeper =
             Keeper::new(packet, config.devices.clone()).map_err(|source| CliError::Io {
                 what: "netlink",

@@ -7,8 +7,8 @@ use std::{
 };
 
 use proxy_common::{
-    abi::{FlowEntry, Tuple},
-    datapath::conntrack::{is_expired, opposite},
+    abi::{FlowEntry, FlowTimeouts, Tuple},
+    datapath::conntrack::{is_expired, opposite, timeout_ns},
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -32,11 +32,11 @@ pub struct Swept {
 }
 
 /// Sweeps for ever. A failure is told once, and it is tried again.
-pub async fn run(mut flows: FlowMap) {
+pub async fn run(mut flows: FlowMap, timeouts: FlowTimeouts) {
     let mut told = false;
     loop {
         let begun = Instant::now();
-        match sweep(&mut flows, REST).await {
+        match sweep(&mut flows, &timeouts, REST).await {
             Ok(swept) => {
                 told = false;
                 log::debug!(
@@ -57,12 +57,12 @@ pub async fn run(mut flows: FlowMap) {
 }
 
 /// Looks at every entry once.
-pub async fn sweep(flows: &mut FlowMap, rest: u32) -> io::Result<Swept> {
+pub async fn sweep(flows: &mut FlowMap, timeouts: &FlowTimeouts, rest: u32) -> io::Result<Swept> {
     let mut swept = Swept::default();
     let mut position = None;
     loop {
         let begun = Instant::now();
-        let next = tokio::task::block_in_place(|| slice(flows, position, &mut swept))?;
+        let next = tokio::task::block_in_place(|| slice(flows, timeouts, position, &mut swept))?;
         let busy = begun.elapsed();
         swept.busy += busy;
         if next.is_none() {
@@ -75,6 +75,7 @@ pub async fn sweep(flows: &mut FlowMap, rest: u32) -> io::Result<Swept> {
 
 fn slice(
     flows: &mut FlowMap,
+    timeouts: &FlowTimeouts,
     from: Option<Position>,
     swept: &mut Swept,
 ) -> io::Result<Option<Position>> {
@@ -82,7 +83,7 @@ fn slice(
     let now_ns = monotonic_ns();
     swept.seen += entries.len();
     for (tuple, entry) in entries {
-        if is_expired(&entry, tuple.protocol, now_ns) && is_over(flows, &tuple, now_ns) {
+        if is_silent(&entry, &tuple, timeouts, now_ns) && is_over(flows, &tuple, timeouts, now_ns) {
             flows.remove(&tuple);
             swept.removed += 1;
         }
@@ -92,7 +93,7 @@ fn slice(
 
 /// Whether neither direction lives, as of now: the batch is a moment old. The other direction's entry
 /// is removed when the sweep comes to it.
-fn is_over(flows: &FlowMap, tuple: &Tuple, now_ns: u64) -> bool {
+fn is_over(flows: &FlowMap, tuple: &Tuple, timeouts: &FlowTimeouts, now_ns: u64) -> bool {
     let Some(entry) = flows.get(tuple) else {
         return false;
     };
@@ -100,8 +101,16 @@ fn is_over(flows: &FlowMap, tuple: &Tuple, now_ns: u64) -> bool {
     opposite(&entry, tuple.protocol, &mut key);
     let other = flows
         .get(&key)
-        .filter(|other| leads_back(other, tuple) && !is_expired(other, tuple.protocol, now_ns));
-    is_expired(&entry, tuple.protocol, now_ns) && other.is_none()
+        .filter(|other| leads_back(other, tuple) && !is_silent(other, tuple, timeouts, now_ns));
+    is_silent(&entry, tuple, timeouts, now_ns) && other.is_none()
+}
+
+fn is_silent(entry: &FlowEntry, tuple: &Tuple, timeouts: &FlowTimeouts, now_ns: u64) -> bool {
+    is_expired(
+        entry,
+        timeout_ns(tuple.protocol, entry.state, timeouts),
+        now_ns,
+    )
 }
 
 /// Whether this is the other direction's entry, not another flow's that took its place.

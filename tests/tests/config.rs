@@ -199,12 +199,12 @@ fn fields_that_do_not_exist_or_are_said_twice_are_told_and_the_agent_runs() -> R
 
 #[test]
 fn what_does_not_take_effect_is_told_once_each() -> Result<()> {
-    let rest = "featureGates: {A: true}\nclusterCIDR: 10.244.0.0/16\nconntrack: {udpTimeout: 5s}\n";
+    let rest = "featureGates: {A: true}\nclusterCIDR: 10.244.0.0/16\nconntrack: {maxPerCore: 1}\n";
     let (stage, _dir) = configured(|_| rest.to_owned())?;
     for (field, what) in [
         ("featureGates", "has no meaning here"),
         ("clusterCIDR", "has no meaning here"),
-        ("conntrack.udpTimeout", "has no effect yet"),
+        ("conntrack.maxPerCore", "has no meaning here"),
     ] {
         let line = stage.agent.wait_line(&["WARN", field], PATIENCE)?;
         ensure!(line.contains(what), "{line}");

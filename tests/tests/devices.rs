@@ -14,7 +14,9 @@ use aya::{
     programs::{SchedClassifier, TcAttachType, links::LinkOrder, tc::TcAttachOptions},
 };
 use proxy_common::{
-    abi::{ABI_VERSION, Addr, Device, Direction, FlowEntry, SockAddr, Tuple, Via, map},
+    abi::{
+        ABI_VERSION, Addr, Device, Direction, FlowEntry, FlowTimeouts, SockAddr, Tuple, Via, map,
+    },
     datapath::conntrack::{opposite, state},
 };
 use proxy_user::{expiry::monotonic_ns, loader::FlowMap};
@@ -795,6 +797,34 @@ fn flows_that_are_over_are_cleared_away_and_all_others_stay() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn flows_live_as_long_as_kube_proxys_flags_say() -> Result<()> {
+    let ground = Ground::usual(&[
+        "--conntrack-tcp-timeout-established=30m",
+        "--conntrack-tcp-timeout-close-wait=10m",
+    ])?;
+    let mut flows = FlowMap::from_pin(&ground.pin(map::FLOWS))?;
+    let aged = |port, state, minutes: u64| {
+        flow(port, minutes * 60 * SECOND_NS)
+            .map(|(tuple, entry)| (tuple, FlowEntry { state, ..entry }))
+    };
+    let closed = state::PROVEN | state::FIN_ORIGINAL;
+    let stay = [aged(1000, state::PROVEN, 20), aged(1001, closed, 5)];
+    let go = [aged(2000, state::PROVEN, 40), aged(2001, closed, 15)];
+    for (tuple, entry) in stay.iter().chain(&go).flatten() {
+        flows.put(tuple, entry)?;
+    }
+    eventually("the flows to go", || {
+        let count = flows.count()?;
+        ensure!(count == 4, "{count} entries");
+        Ok(())
+    })?;
+    for (tuple, entry) in stay.iter().flatten() {
+        ensure!(flows.get(tuple) == Some(*entry), "{tuple:?}");
+    }
+    Ok(())
+}
+
 /// `cargo test -p tests --test devices -- --ignored --nocapture what_a_sweep_costs`
 #[test]
 #[ignore = "a measurement"]
@@ -826,7 +856,9 @@ fn what_a_sweep_costs() -> Result<()> {
         .build()?;
     for _ in 0..3 {
         let begun = std::time::Instant::now();
-        let swept = runtime.block_on(async { proxy_user::expiry::sweep(&mut flows, 0).await })?;
+        let swept = runtime.block_on(async {
+            proxy_user::expiry::sweep(&mut flows, &FlowTimeouts::DEFAULT, 0).await
+        })?;
         println!(
             "{swept:?}, {:?} in all, with rests {:?}",
             begun.elapsed(),

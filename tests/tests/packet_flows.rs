@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use proxy_common::{
-    abi::{Backend, Counter, PortRange, ServiceWord},
+    abi::{Backend, Counter, FlowTimeouts, PortRange, ServiceWord},
     datapath::{
         conntrack,
         fake::Maps,
@@ -208,8 +208,9 @@ fn a_reset_holds_until_its_sender_speaks_again() {
         let both = maps.established.borrow();
         both.len() == 2
             && both.values().all(|entry| {
-                !conntrack::is_expired(entry, 6, at(seconds - 1))
-                    && conntrack::is_expired(entry, 6, at(seconds))
+                let timeout_ns = conntrack::timeout_ns(6, entry.state, &FlowTimeouts::DEFAULT);
+                !conntrack::is_expired(entry, timeout_ns, at(seconds - 1))
+                    && conntrack::is_expired(entry, timeout_ns, at(seconds))
             })
     };
     assert!(ends_in_seconds(24 * 3600));
@@ -274,6 +275,51 @@ fn flows_end_when_their_time_is_over() {
         maps.now_ns.set((1000 + 3 * seconds - 2) * SECOND);
         assert_eq!(ingress(&maps, &packet), Verdict::Stack(Done::NewFlow));
     }
+}
+
+#[test]
+fn flows_live_as_long_as_the_node_says() {
+    let mut maps = Scene::maps();
+    maps.timeouts = Some(FlowTimeouts {
+        tcp_established: 100,
+        tcp_close_wait: 50,
+        udp: 7,
+        udp_stream: 20,
+    });
+    let known = |packet: &Make| match ingress(&maps, packet) {
+        Verdict::Stack(Done::Forwarded) => true,
+        Verdict::Stack(Done::NewFlow) => false,
+        other => panic!("{other:?}"),
+    };
+    let pass = |seconds| maps.now_ns.set(maps.now_ns.get() + seconds * SECOND);
+    let data = to_vip(tcp("A", 101, 9001));
+    handshake(&maps, V4.client(), 9001);
+    pass(99);
+    assert!(known(&data));
+    pass(100);
+    assert!(!known(&data));
+    pass(60);
+    handshake(&maps, V4.client(), 9001);
+    assert!(known(&to_vip(tcp("FA", 101, 9001))));
+    pass(49);
+    assert!(known(&data));
+    pass(50);
+    assert!(!known(&data));
+
+    let datagram = to_vip(Transport::Udp);
+    assert!(!known(&datagram));
+    pass(6);
+    assert!(known(&datagram));
+    pass(7);
+    assert!(!known(&datagram));
+    let back = Make::new(Transport::Udp, pod(), V4.client());
+    let answer = run(&maps, Hook::Egress, &back).0;
+    assert_eq!(answer, Verdict::Stack(Done::Reversed));
+    assert!(known(&datagram));
+    pass(19);
+    assert!(known(&datagram));
+    pass(20);
+    assert!(!known(&datagram));
 }
 
 #[test]

@@ -112,6 +112,29 @@ impl Via {
     }
 }
 
+/// How many seconds flows live without packets, as far as that can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowTimeouts {
+    pub tcp_established: u32,
+    /// One side has closed.
+    pub tcp_close_wait: u32,
+    /// UDP that was not answered.
+    pub udp: u32,
+    /// UDP that goes both ways.
+    pub udp_stream: u32,
+}
+
+impl FlowTimeouts {
+    /// What kube-proxy sets (`pkg/proxy/apis/config/v1alpha1/defaults.go`), and for UDP, which it leaves
+    /// alone, nf_conntrack's.
+    pub const DEFAULT: Self = Self {
+        tcp_established: 24 * 3600,
+        tcp_close_wait: 3600,
+        udp: 30,
+        udp_stream: 120,
+    };
+}
+
 /// A flow's time stamp is renewed only when it is older than this, to keep writes off the hot path.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
 

@@ -17,7 +17,8 @@ mod socket;
 
 pub use addr::{Addr, SockAddr};
 pub use conntrack::{
-    Direction, FLOW_TOUCH_NS, FRAGMENT_NS, FlowEntry, FragmentKey, FragmentPorts, Tuple, Via,
+    Direction, FLOW_TOUCH_NS, FRAGMENT_NS, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts,
+    Tuple, Via,
 };
 pub use counter::Counter;
 pub use name::ServiceName;

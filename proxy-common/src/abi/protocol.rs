@@ -8,6 +8,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     pub const fn number(self) -> u8 {
         self as u8
     }

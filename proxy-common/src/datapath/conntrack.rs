@@ -6,7 +6,10 @@
 //! stays in HALF_OPEN and works on.
 
 use crate::{
-    abi::{Direction, FLOW_TOUCH_NS, FlowEntry, FragmentKey, FragmentPorts, Protocol, Tuple},
+    abi::{
+        Direction, FLOW_TOUCH_NS, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Protocol,
+        Tuple,
+    },
     wire::transport::tcp,
 };
 
@@ -31,6 +34,8 @@ pub trait Conntrack {
     #[must_use]
     fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
     fn forget(&self, table: Table, key: &Tuple);
+    /// See [`timeout_ns`].
+    fn timeout_ns(&self, protocol: u8, state: u8) -> u64;
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
@@ -52,40 +57,66 @@ pub mod state {
     pub const PROVEN: u8 = 16;
 }
 
-const SECOND_NS: u64 = 1_000_000_000;
+pub const SECOND_NS: u64 = 1_000_000_000;
 
-/// How long a flow lives without packets.
+/// How long flows live without packets, in seconds, by [`timeout_index`]. Programs look it up: each
+/// question that the verifier has to follow both ways is one for each source port that is tried.
+pub type TimeoutTable = [u32; 256];
+
+/// Two bits that tell the three protocols apart, which are all that flows have, and six for the state.
 #[inline(always)]
-pub fn timeout_ns(protocol: u8, state: u8) -> u64 {
-    let proven = state & state::PROVEN != 0;
-    let seconds = match (Protocol::from_number(protocol), proven) {
-        (None, _) => 0,
-        (Some(Protocol::Tcp), _) if state & state::RESET != 0 => 10,
-        // nf_conntrack: SYN_SENT 120, SYN_RECV 60.
-        (Some(Protocol::Tcp), false) => 60,
-        (Some(Protocol::Tcp), true) => {
-            match state & (state::FIN_ORIGINAL | state::FIN_REPLY) {
-                // What kube-proxy sets for established connections and for CLOSE_WAIT, and
-                // nf_conntrack's TIME_WAIT.
-                0 => 24 * 3600,
-                both if both == state::FIN_ORIGINAL | state::FIN_REPLY => 120,
-                _ => 3600,
-            }
-        }
-        // nf_conntrack's udp and udp_stream.
-        (Some(Protocol::Udp), false) => 30,
-        (Some(Protocol::Udp), true) => 120,
-        // nf_conntrack: COOKIE_ECHOED 10 rounded up; ESTABLISHED, seven heartbeats.
-        (Some(Protocol::Sctp), false) => 30,
-        (Some(Protocol::Sctp), true) => 210,
-    };
-    seconds * SECOND_NS
+pub const fn timeout_index(protocol: u8, state: u8) -> usize {
+    ((protocol & 3) as usize) << 6 | (state & 63) as usize
 }
 
+pub const fn timeout_table(timeouts: &FlowTimeouts) -> TimeoutTable {
+    let mut table = [0; 256];
+    let mut state = 0;
+    while state < 64 {
+        let mut at = 0;
+        while at < Protocol::ALL.len() {
+            let protocol = Protocol::ALL[at];
+            table[timeout_index(protocol.number(), state)] = seconds(protocol, state, timeouts);
+            at += 1;
+        }
+        state += 1;
+    }
+    table
+}
+
+/// How long a flow lives without packets.
+pub fn timeout_ns(protocol: u8, state: u8, timeouts: &FlowTimeouts) -> u64 {
+    let seconds =
+        Protocol::from_number(protocol).map_or(0, |protocol| seconds(protocol, state, timeouts));
+    u64::from(seconds) * SECOND_NS
+}
+
+const fn seconds(protocol: Protocol, state: u8, timeouts: &FlowTimeouts) -> u32 {
+    let proven = state & state::PROVEN != 0;
+    match (protocol, proven) {
+        (Protocol::Tcp, _) if state & state::RESET != 0 => 10,
+        // nf_conntrack: SYN_SENT 120, SYN_RECV 60.
+        (Protocol::Tcp, false) => 60,
+        (Protocol::Tcp, true) => match state & (state::FIN_ORIGINAL | state::FIN_REPLY) {
+            0 => timeouts.tcp_established,
+            // nf_conntrack's TIME_WAIT.
+            BOTH_CLOSED => 120,
+            _ => timeouts.tcp_close_wait,
+        },
+        (Protocol::Udp, false) => timeouts.udp,
+        (Protocol::Udp, true) => timeouts.udp_stream,
+        // nf_conntrack: COOKIE_ECHOED 10 rounded up; ESTABLISHED, seven heartbeats.
+        (Protocol::Sctp, false) => 30,
+        (Protocol::Sctp, true) => 210,
+    }
+}
+
+const BOTH_CLOSED: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
+
 #[inline(always)]
-pub fn is_expired(entry: &FlowEntry, protocol: u8, now_ns: u64) -> bool {
+pub fn is_expired(entry: &FlowEntry, timeout_ns: u64, now_ns: u64) -> bool {
     // Another CPU may have written a later time than this program has read.
-    now_ns.saturating_sub(entry.used_ns) >= timeout_ns(protocol, entry.state)
+    now_ns.saturating_sub(entry.used_ns) >= timeout_ns
 }
 
 const MILLISECOND_NS: u64 = 1_000_000;
@@ -186,11 +217,42 @@ pub fn lookup(
     now_ns: u64,
     into: &mut FlowEntry,
 ) -> Option<Table> {
-    if tracked.find(Table::Established, key, into) && !is_expired(into, key.protocol, now_ns) {
+    let lives = |entry: &FlowEntry| {
+        !is_expired(entry, tracked.timeout_ns(key.protocol, entry.state), now_ns)
+    };
+    if tracked.find(Table::Established, key, into) && lives(into) {
         return Some(Table::Established);
     }
-    if tracked.find(Table::HalfOpen, key, into) && !is_expired(into, key.protocol, now_ns) {
+    if tracked.find(Table::HalfOpen, key, into) && lives(into) {
         return Some(Table::HalfOpen);
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_for_every_protocol_and_state_what_the_rules_say() {
+        let timeouts = FlowTimeouts {
+            tcp_established: 1001,
+            tcp_close_wait: 1002,
+            udp: 1003,
+            udp_stream: 1004,
+        };
+        let table = timeout_table(&timeouts);
+        for protocol in Protocol::ALL.map(Protocol::number) {
+            for state in 0..64 {
+                let seconds = u64::from(table[timeout_index(protocol, state)]);
+                let wanted = timeout_ns(protocol, state, &timeouts);
+                assert_eq!(seconds * SECOND_NS, wanted, "{protocol}, {state}");
+            }
+        }
+        let distinct: std::collections::BTreeSet<u32> = table.into_iter().collect();
+        assert_eq!(
+            distinct.into_iter().collect::<Vec<_>>(),
+            [0, 10, 30, 60, 120, 210, 1001, 1002, 1003, 1004]
+        );
+    }
 }

@@ -5,15 +5,15 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     answer::Budget,
-    conntrack::{Conntrack, Table},
+    conntrack::{self, Conntrack, Table},
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way, Work},
     socket::Socket,
 };
 use crate::abi::{
-    Addr, Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    PortRange, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
+    Addr, Backend, Counter, Device, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, PortRange, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.
@@ -50,6 +50,8 @@ pub struct Maps {
     pub sent_on: Cell<bool>,
     /// `None`: [`PortRange::DEFAULT`].
     pub snat_ports: Option<PortRange>,
+    /// `None`: [`FlowTimeouts::DEFAULT`].
+    pub timeouts: Option<FlowTimeouts>,
     /// The device that packets come from.
     pub ifindex: u32,
     /// State of the generator; any sequence will do.
@@ -197,6 +199,11 @@ impl Conntrack for Maps {
 
     fn forget(&self, table: Table, key: &Tuple) {
         self.table(table).borrow_mut().remove(key);
+    }
+
+    fn timeout_ns(&self, protocol: u8, state: u8) -> u64 {
+        let timeouts = self.timeouts.unwrap_or(FlowTimeouts::DEFAULT);
+        conntrack::timeout_ns(protocol, state, &timeouts)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

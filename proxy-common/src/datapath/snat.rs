@@ -65,7 +65,7 @@ pub fn claim(node: &impl Node, work: &mut Work, keep_port: bool, now_ns: u64) ->
 fn take(node: &impl Node, work: &mut Work, pressed: bool, now_ns: u64) -> bool {
     if !node.claim(Table::HalfOpen, &work.key, &work.reply) {
         if !node.find(Table::HalfOpen, &work.key, &mut work.other)
-            || !is_free(work, pressed, now_ns)
+            || !is_free(node, work, pressed, now_ns)
         {
             return false;
         }
@@ -78,7 +78,7 @@ fn take(node: &impl Node, work: &mut Work, pressed: bool, now_ns: u64) -> bool {
     if !node.find(Table::Established, &work.key, &mut work.other) {
         return true;
     }
-    if is_free(work, pressed, now_ns) {
+    if is_free(node, work, pressed, now_ns) {
         displace(node, work, Table::Established);
         return true;
     }
@@ -88,9 +88,11 @@ fn take(node: &impl Node, work: &mut Work, pressed: bool, now_ns: u64) -> bool {
 
 /// Whether the flow of `work.other` gives up its port.
 #[inline(always)]
-fn is_free(work: &Work, pressed: bool, now_ns: u64) -> bool {
+fn is_free(node: &impl Node, work: &Work, pressed: bool, now_ns: u64) -> bool {
     let protocol = work.key.protocol;
-    is_expired(&work.other, protocol, now_ns) || (pressed && is_done(&work.other, protocol, now_ns))
+    let timeout_ns = node.timeout_ns(protocol, work.other.state);
+    is_expired(&work.other, timeout_ns, now_ns)
+        || (pressed && is_done(&work.other, protocol, now_ns))
 }
 
 /// Forgets the flow of `work.other`, which is under `work.key`: a late packet of its client must not

@@ -24,7 +24,7 @@ use proxy_common::{
     },
     datapath::{
         answer::Budget,
-        conntrack::{Conntrack, Table},
+        conntrack::{Conntrack, SECOND_NS, Table, timeout_index},
         flow::Flow,
         path::{Hook, Node, Route, Way},
     },
@@ -314,6 +314,20 @@ impl Conntrack for Skb {
             Table::Established => maps::FLOWS.remove(key),
             Table::HalfOpen => maps::HALF_OPEN.remove(key),
         };
+    }
+
+    #[inline(always)]
+    fn timeout_ns(&self, protocol: u8, state: u8) -> u64 {
+        let index = timeout_index(protocol, state) & 255;
+        // SAFETY: it is as long as that, and nobody writes it once the program is loaded. Volatile,
+        // because the agent wrote it before, which the compiler can't know.
+        let seconds = unsafe {
+            (&raw const maps::FLOW_TIMEOUTS)
+                .cast::<u32>()
+                .add(index)
+                .read_volatile()
+        };
+        u64::from(seconds) * SECOND_NS
     }
 
     #[inline(always)]

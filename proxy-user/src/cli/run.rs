@@ -9,7 +9,7 @@ use crate::{
     app,
     config::{self, ProxyFlags},
     devices::{Choice, Pattern},
-    loader::{Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
+    loader::{Fixed, Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     server::sockets_of,
     surfaces::SurfacesConfig,
 };
@@ -151,7 +151,10 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         surfaces,
         devices,
         tc_attach: args.tc_attach,
-        snat_ports: args.snat_ports,
+        fixed: Fixed {
+            snat_ports: args.snat_ports,
+            timeouts: settings.timeouts,
+        },
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -66,7 +66,6 @@ const NO_DELAY: &str = "a change costs only its own Service and is written at on
 const MASQUERADE: &str = "an answer finds its way whoever dials: docs/PACKET-PATH.md, Masquerade";
 const SNAT_SOURCE: &str = "a packet that leaves for a backend has an InternalIP of the node where the device has one, else the device's own address";
 const DETECT: &str = "pods are known by their sockets, or by their devices (--pod-devices), and not by ranges or names";
-const TIMEOUTS: &str = "the timeouts of kube-portal's own flow table are fixed so far";
 const SYNC_PERIOD: &str = "a change that waits for twice this time makes the node unhealthy; nothing is rewritten periodically";
 const FEW_REQUESTS: &str = "one watch for each kind and a few Events are all that is asked of the API server, repeated with a growing delay";
 
@@ -145,11 +144,11 @@ pub(super) const FIELDS: &[Field] = &[
     field("oomScoreAdj", Some("oom-score-adj"), Int, Here("written to /proc/self/oom_score_adj, -999 if not set")),
     field("conntrack.maxPerCore", Some("conntrack-max-per-core"), Int, Nothing(NO_NETFILTER)),
     field("conntrack.min", Some("conntrack-min"), Int, Nothing(NO_NETFILTER)),
-    field("conntrack.tcpEstablishedTimeout", Some("conntrack-tcp-timeout-established"), Text, NotYet(TIMEOUTS)),
-    field("conntrack.tcpCloseWaitTimeout", Some("conntrack-tcp-timeout-close-wait"), Text, NotYet(TIMEOUTS)),
+    field("conntrack.tcpEstablishedTimeout", Some("conntrack-tcp-timeout-established"), Text, Here("when a TCP flow of the packet path that is silent is forgotten, 24 h if not set or 0")),
+    field("conntrack.tcpCloseWaitTimeout", Some("conntrack-tcp-timeout-close-wait"), Text, Here("the same once one side has closed, 1 h if not set or 0")),
     field("conntrack.tcpBeLiberal", Some("conntrack-tcp-be-liberal"), Bool, Nothing(NO_NETFILTER)),
-    field("conntrack.udpTimeout", Some("conntrack-udp-timeout"), Text, NotYet(TIMEOUTS)),
-    field("conntrack.udpStreamTimeout", Some("conntrack-udp-timeout-stream"), Text, NotYet(TIMEOUTS)),
+    field("conntrack.udpTimeout", Some("conntrack-udp-timeout"), Text, Here("the same for UDP that was not answered, 30 s if not set or 0")),
+    field("conntrack.udpStreamTimeout", Some("conntrack-udp-timeout-stream"), Text, Here("the same for UDP that goes both ways, 120 s if not set or 0")),
     field("configSyncPeriod", Some("config-sync-period"), Text, Nothing("there is no cache to refresh: watches end every few minutes and are resumed")),
     field("portRange", None, Text, Nothing("kube-proxy does not read it either")),
     field("windowsRunAsService", None, Bool, Nothing(NO_WINDOWS)),

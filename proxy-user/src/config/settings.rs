@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use proxy_common::abi::FlowTimeouts;
 
 use super::{duration::Span, schema::KubeProxyConfiguration};
 use crate::model::NodePortScope;
@@ -29,7 +30,8 @@ pub struct Settings {
     pub mode: Mode,
     pub node_ports: NodePortScope,
     pub oom_score_adj: i16,
-    pub timeouts: Timeouts,
+    /// When an idle flow is forgotten.
+    pub timeouts: FlowTimeouts,
     /// Twice this is how long a change may wait before the node counts as unhealthy.
     pub sync_period: Duration,
 }
@@ -40,17 +42,6 @@ pub enum Mode {
     Iptables,
     Ipvs,
     Nftables,
-}
-
-/// When an idle flow is forgotten; `None`: kube-portal's own choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    pub tcp_established: Option<Duration>,
-    pub tcp_close_wait: Option<Duration>,
-    /// Of UDP that was not answered yet.
-    pub udp: Option<Duration>,
-    /// Of UDP that goes both ways.
-    pub udp_stream: Option<Duration>,
 }
 
 /// A value that can't be.
@@ -206,20 +197,33 @@ impl Check {
         (!duration.is_zero()).then_some(duration)
     }
 
-    fn timeouts(&mut self, config: &KubeProxyConfiguration) -> Timeouts {
+    /// What is absent or 0 is kube-portal's own choice.
+    fn timeouts(&mut self, config: &KubeProxyConfiguration) -> FlowTimeouts {
         let conntrack = &config.conntrack;
-        let mut timeout = |path, span| self.not_negative(path, span);
-        Timeouts {
+        let mut timeout = |path, span, default: u32| {
+            self.not_negative(path, span).map_or(default, |time| {
+                // A flow lives for a second at least: its time stamp is that coarse.
+                u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1)
+            })
+        };
+        let own = FlowTimeouts::DEFAULT;
+        FlowTimeouts {
             tcp_established: timeout(
                 "conntrack.tcpEstablishedTimeout",
                 conntrack.tcp_established_timeout.unwrap_or_default(),
+                own.tcp_established,
             ),
             tcp_close_wait: timeout(
                 "conntrack.tcpCloseWaitTimeout",
                 conntrack.tcp_close_wait_timeout.unwrap_or_default(),
+                own.tcp_close_wait,
             ),
-            udp: timeout("conntrack.udpTimeout", conntrack.udp_timeout),
-            udp_stream: timeout("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout),
+            udp: timeout("conntrack.udpTimeout", conntrack.udp_timeout, own.udp),
+            udp_stream: timeout(
+                "conntrack.udpStreamTimeout",
+                conntrack.udp_stream_timeout,
+                own.udp_stream,
+            ),
         }
     }
 

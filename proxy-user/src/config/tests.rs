@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::Parser;
+use proxy_common::abi::FlowTimeouts;
 use tempfile::TempDir;
 
 use super::{settings::Mode, *};
@@ -189,14 +190,14 @@ fn the_file_of_kubeadm_is_taken_with_a_line_for_what_is_not_as_usual() {
         settings.metrics_bind_address,
         Some("127.0.0.1:10249".parse().unwrap())
     );
-    let hour = std::time::Duration::from_secs(3600);
+    let hour = 3600;
     assert_eq!(
         settings.timeouts,
-        Timeouts {
-            tcp_established: Some(24 * hour),
-            tcp_close_wait: Some(hour),
-            udp: None,
-            udp_stream: None,
+        FlowTimeouts {
+            tcp_established: 24 * hour,
+            tcp_close_wait: hour,
+            udp: 30,
+            udp_stream: 120,
         }
     );
 }
@@ -608,7 +609,8 @@ fn the_command_line_of_a_daemon_set_is_taken() {
         settings.healthz_bind_address,
         Some("127.0.0.1:10256".parse().unwrap())
     );
-    assert_eq!(settings.timeouts.tcp_established, None);
+    let own = FlowTimeouts::DEFAULT;
+    assert_eq!(settings.timeouts.tcp_established, own.tcp_established);
     assert_eq!(settings.node_ports, NodePortScope::Ranges(Vec::new()));
     assert_eq!(
         warned(&loaded),

@@ -14,7 +14,10 @@ use aya::{
     maps::Map,
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
-use proxy_common::abi::{FlowEntry, PortRange, Tuple, map};
+use proxy_common::{
+    abi::{FlowEntry, FlowTimeouts, PortRange, Tuple, map},
+    datapath::conntrack::timeout_table,
+};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{Claim, Features, FlowMap, Mechanism, PacketPath, PinError, Pins, link::Link};
@@ -113,12 +116,19 @@ pub struct Loaded {
     claim: Claim,
 }
 
+/// What the programs are loaded with, and keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    pub snat_ports: PortRange,
+    pub timeouts: FlowTimeouts,
+}
+
 /// Maps are taken over from the pins where they exist.
 pub fn load(
     pins: &Pins,
     features: Features,
     sizes: &Sizes,
-    snat_ports: PortRange,
+    fixed: &Fixed,
 ) -> Result<(Loaded, BpfStore), LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
@@ -132,13 +142,15 @@ pub fn load(
     let claim = pins.claim()?;
     let mut loader = EbpfLoader::new();
     let has_set_retval = u8::from(features.set_retval);
+    let timeouts = timeout_table(&fixed.timeouts);
     let has_coarse_clock = u8::from(features.coarse_clock);
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .override_global("HAS_COARSE_CLOCK", &has_coarse_clock, true)
         .override_global("NODE_NETNS", &features.node_netns, true)
-        .override_global("SNAT_FIRST_PORT", &snat_ports.first, true)
-        .override_global("SNAT_LAST_PORT", &snat_ports.last, true)
+        .override_global("SNAT_FIRST_PORT", &fixed.snat_ports.first, true)
+        .override_global("SNAT_LAST_PORT", &fixed.snat_ports.last, true)
+        .override_global("FLOW_TIMEOUTS", &timeouts[..], true)
         .map_max_entries(map::FRONTENDS, sizes.frontends)
         .map_max_entries(map::SERVICES, sizes.services)
         .map_max_entries(map::NAMES, sizes.services)
