@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{
-        Addr, Backend, Device, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Frontend,
-        FrontendKey, PortRange, ServiceName, SockAddr, SocketCookie, SocketFlow, SourceRange,
-        Tuple, UdpFlow, UdpFlowKey,
+        Addr, AffinityEntry, AffinityKey, Backend, Device, FlowEntry, FlowTimeouts, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, PortRange, Service, ServiceName, SockAddr,
+        SocketCookie, SocketFlow, SourceRange, Tuple, UdpFlow, UdpFlowKey,
     },
     datapath::{
         conntrack::{TimeoutTable, timeout_table},
@@ -49,9 +49,9 @@ const SHARED: usize = BPF_F_MMAPABLE as usize;
 #[btf_map(name = "KP_FRONTENDS")]
 pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, 1024> = HashMap::new();
 
-/// `ServiceWord`s by service id.
+/// By service id.
 #[btf_map(name = "KP_SERVICES")]
-pub(crate) static SERVICES: Array<u64, 1024, SHARED> = Array::new();
+pub(crate) static SERVICES: Array<Service, 1024, SHARED> = Array::new();
 
 /// Backend ids; a service owns a run of slots.
 #[btf_map(name = "KP_SLOTS")]
@@ -72,6 +72,11 @@ pub(crate) static UDP_FLOWS: LruHashMap<UdpFlowKey, UdpFlow, 1024> = LruHashMap:
 
 #[btf_map(name = "KP_UDP_REVERSE")]
 pub(crate) static UDP_REVERSE: LruHashMap<UdpFlowKey, SockAddr, 1024> = LruHashMap::new();
+
+/// Which backend a client of a Service with affinity got. Any sender can make an entry: a flood of them
+/// pushes out the least recently used.
+#[btf_map(name = "KP_AFFINITY")]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, 1024> = LruHashMap::new();
 
 /// Indexed by `Counter`.
 #[btf_map(name = "KP_COUNTERS")]

@@ -130,12 +130,14 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         .that_waits_for_its_node();
     let redialer = pins.open_store()?;
     surfaces.set_store(pins.open_store()?);
+    let timeouts = pins.open_store()?;
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
         packet: Packet::Waiting(Box::new(Start {
             loaded,
             mechanism,
+            timeouts,
             inputs: Inputs {
                 facts: seen_facts,
                 internal_ips: seen_internal_ips,
@@ -257,6 +259,8 @@ struct Agent {
 struct Start {
     loaded: Loaded,
     mechanism: Mechanism,
+    /// Tells how long affinity lasts.
+    timeouts: BpfStore,
     inputs: Inputs,
 }
 
@@ -378,12 +382,22 @@ impl Packet {
         let Start {
             mut loaded,
             mechanism,
+            timeouts,
             inputs,
         } = *start;
         let names = loaded.attach(&config.cgroup_root)?;
-        let (claim, packet, flows) = loaded.into_packet_path(mechanism)?;
+        let (claim, packet, flows, affinity) = loaded.into_packet_path(mechanism)?;
         told(claim.retire_socket_links());
-        tokio::spawn(expiry::run(flows, config.fixed.timeouts));
+        tokio::spawn(expiry::run(
+            expiry::Flows {
+                map: flows,
+                timeouts: config.fixed.timeouts,
+            },
+            expiry::Affinity {
+                clients: affinity,
+                store: timeouts,
+            },
+        ));
         let keeper =
             Keeper::new(packet, config.devices.clone()).map_err(|source| CliError::Io {
                 what: "netlink",

@@ -8,7 +8,8 @@ use std::{
 
 use comfy_table::{Table, presets};
 use proxy_common::abi::{
-    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Protocol, SockAddr,
+    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Protocol, ServiceAffinity,
+    ServiceWord, SockAddr,
 };
 use serde::Serialize;
 
@@ -58,6 +59,9 @@ pub struct FrontendStatus {
     /// Who else may dial it; absent: anyone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_ranges: Option<RangesStatus>,
+    /// For how long a client keeps its backend; absent: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_timeout_secs: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,7 +124,10 @@ impl Status {
             backends.sort_by_key(|backend| (backend.address, backend.port));
         }
         let list = |service: u32| {
-            let word = observed.words.get(&service).copied().unwrap_or_default();
+            let word = observed
+                .services
+                .get(&service)
+                .map_or_else(ServiceWord::default, |service| service.word);
             let verdict = match (word.count(), word.empty()) {
                 (1.., _) => "translate",
                 (0, Empty::Refuse) => "refuse",
@@ -154,6 +161,12 @@ impl Status {
                         let (verdict, backends) = list(frontend.outside_service);
                         OutsideStatus { verdict, backends }
                     }),
+                    affinity_timeout_secs: observed
+                        .services
+                        .get(&frontend.service)
+                        .map(|service| service.affinity)
+                        .filter(|affinity| affinity.is_on())
+                        .map(ServiceAffinity::timeout_secs),
                     source_ranges: (frontend.flags & Frontend::SOURCE_RANGES != 0).then(|| {
                         let ranges = observed.source_ranges.get(&frontend.service);
                         RangesStatus {
@@ -241,6 +254,11 @@ impl Status {
         }
         self.devices = devices.into_values().collect();
         self.maps.insert("flow entries", map_use(flows, capacity));
+    }
+
+    /// How many clients of Services with affinity are known, and can be.
+    pub fn set_affinity(&mut self, (clients, capacity): (usize, u32)) {
+        self.maps.insert("affinity", map_use(clients, capacity));
     }
 
     /// Three tables, and one of devices if there are any. `width` columns, if a terminal is watching.

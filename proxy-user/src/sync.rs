@@ -222,3 +222,7 @@ fn udp_moved(plan: &Plan) -> bool {
 #[cfg(test)]
 #[path = "sync_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "sync_affinity_tests.rs"]
+mod affinity_tests;

@@ -35,6 +35,7 @@ fn service(name: &str, last: u8) -> Event {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check: None,
+        affinity_timeout_secs: None,
     })
 }
 

@@ -19,7 +19,10 @@ use proxy_common::{
     },
     datapath::conntrack::{opposite, state},
 };
-use proxy_user::{expiry::monotonic_ns, loader::FlowMap};
+use proxy_user::{
+    expiry::{Flows, monotonic_ns, sweep},
+    loader::FlowMap,
+};
 use serde_json::{Value, json};
 use tests::{
     Agent, ManifestDir, Node, SINK4, SINK6, Source, World, binaries, bpf,
@@ -854,11 +857,13 @@ fn what_a_sweep_costs() -> Result<()> {
         .worker_threads(1)
         .enable_time()
         .build()?;
+    let mut flows = Flows {
+        map: flows,
+        timeouts: FlowTimeouts::DEFAULT,
+    };
     for _ in 0..3 {
         let begun = std::time::Instant::now();
-        let swept = runtime.block_on(async {
-            proxy_user::expiry::sweep(&mut flows, &FlowTimeouts::DEFAULT, 0).await
-        })?;
+        let swept = runtime.block_on(async { sweep(&mut flows, 0).await })?;
         println!(
             "{swept:?}, {:?} in all, with rests {:?}",
             begun.elapsed(),

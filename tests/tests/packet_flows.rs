@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use proxy_common::{
-    abi::{Backend, Counter, FlowTimeouts, PortRange, ServiceWord},
+    abi::{AffinityKey, Backend, Client, Counter, FlowTimeouts, PortRange, ServiceWord},
     datapath::{
         conntrack,
         fake::Maps,
@@ -139,7 +139,8 @@ fn replace_backend(maps: &mut Maps, id: u32, to: SocketAddr) {
     backend.port_be = to.port().to_be();
     maps.backends.insert(50, backend);
     maps.slots.insert(50, 50);
-    maps.services.insert(id, ServiceWord::with_backends(50, 1));
+    let word = ServiceWord::with_backends(50, 1);
+    maps.services.insert(id, word.into());
 }
 
 #[test]
@@ -155,10 +156,8 @@ fn a_udp_flow_leaves_a_backend_that_is_gone_and_tcp_stays() {
     assert_eq!(out, datagram.between(datagram.src, moved).frame());
     // Down to nothing (BEHAVIOUR C3's hole).
     maps.backends.remove(&50);
-    maps.services.insert(
-        2,
-        ServiceWord::without_backends(proxy_common::abi::Empty::Refuse),
-    );
+    let word = ServiceWord::without_backends(proxy_common::abi::Empty::Refuse);
+    maps.services.insert(2, word.into());
     assert_eq!(
         ingress(&maps, &datagram),
         Verdict::Reject(Refusal::NoEndpoints)
@@ -286,10 +285,14 @@ fn flows_live_as_long_as_the_node_says() {
         udp: 7,
         udp_stream: 20,
     });
-    let known = |packet: &Make| match ingress(&maps, packet) {
-        Verdict::Stack(Done::Forwarded) => true,
-        Verdict::Stack(Done::NewFlow) => false,
-        other => panic!("{other:?}"),
+    let known = |packet: &Make| {
+        let verdict = ingress(&maps, packet);
+        let is_new = verdict == Verdict::Stack(Done::NewFlow);
+        assert!(
+            is_new || verdict == Verdict::Stack(Done::Forwarded),
+            "{verdict:?}"
+        );
+        !is_new
     };
     let pass = |seconds| maps.now_ns.set(maps.now_ns.get() + seconds * SECOND);
     let data = to_vip(tcp("A", 101, 9001));
@@ -440,4 +443,45 @@ fn pseudo_sum(make: &Make) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     u16::try_from(sum).unwrap()
+}
+
+/// The time of the client's last new connection to the Service whose affinity is its own.
+fn last_visit(maps: &Maps) -> u64 {
+    let client = Client::of_packet(V4.client().ip().into());
+    let key = AffinityKey { port: 12, client };
+    maps.affinity.borrow()[&key].used_ns
+}
+
+#[test]
+fn s2_a_new_flow_begins_the_time_anew_and_a_packet_of_a_known_one_does_not() {
+    let mut maps = Scene::maps();
+    let mut datagram = to_vip(Transport::Udp);
+    datagram.dst.set_ip(V4.sticky_vip());
+    let begun = maps.now_ns.get();
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::NewFlow));
+    maps.now_ns.set(begun + SECOND);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::Forwarded));
+    assert_eq!(last_visit(&maps), begun);
+    datagram.src.set_port(40_001);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::NewFlow));
+    assert_eq!(last_visit(&maps), begun + SECOND);
+    // S5: what a client got is nothing to a Service without affinity, and is not written.
+    let word = ServiceWord::with_backends(12, 1);
+    maps.services.insert(12, word.into());
+    maps.now_ns.set(begun + 2 * SECOND);
+    datagram.src.set_port(40_002);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Redirect(Done::NewFlow));
+    assert_eq!(last_visit(&maps), begun + SECOND);
+}
+
+#[test]
+fn s2_after_the_timeout_a_client_begins_anew() {
+    let maps = Scene::maps();
+    let mut datagram = to_vip(Transport::Udp);
+    datagram.dst.set_ip(V4.sticky_vip());
+    let begun = maps.now_ns.get();
+    maps.now_ns.set(begun + 86_400 * SECOND - 1);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Stack(Done::NewFlow));
+    maps.now_ns.set(maps.now_ns.get() + 86_400 * SECOND);
+    assert_eq!(ingress(&maps, &datagram), Verdict::Redirect(Done::NewFlow));
 }

@@ -62,6 +62,9 @@ counters! {
     SocketNotRemembered = "socket_not_remembered",
     /// bind() of a process of the node to a NodePort, answered with EADDRINUSE.
     BindInUse = "bind_in_use",
+    /// A client whose backend could not be remembered (sessionAffinity): its next connection may go to
+    /// another.
+    AffinityNotRemembered = "affinity_not_remembered",
     /// A frontend whose service or backend does not exist. Never happens; the maps are damaged.
     TableDamaged = "table_damaged",
     /// A packet that has nothing to do with a Service.

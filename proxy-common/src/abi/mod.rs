@@ -5,6 +5,7 @@
 //! changing [`ABI_VERSION`].
 
 mod addr;
+mod affinity;
 mod conntrack;
 mod counter;
 mod layout;
@@ -16,6 +17,7 @@ mod snat;
 mod socket;
 
 pub use addr::{Addr, SockAddr};
+pub use affinity::{AffinityEntry, AffinityKey, Client, ServiceAffinity};
 pub use conntrack::{
     Direction, FLOW_TOUCH_NS, FRAGMENT_NS, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts,
     Tuple, Via,
@@ -24,12 +26,12 @@ pub use counter::Counter;
 pub use name::ServiceName;
 pub use prefix::{NetKey, SourceRange, SourceRangeKey};
 pub use protocol::Protocol;
-pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, ServiceWord};
+pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, Service, ServiceWord};
 pub use snat::{Device, PortRange};
 pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
 
 /// Version of the map layout; names the directory of pins.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, as in the kernel object and below the directory of pins. The kernel keeps the
 /// first 15 bytes.
@@ -43,6 +45,7 @@ pub mod map {
     pub const UDP_FLOWS: &str = "KP_UDP_FLOWS";
     pub const UDP_REVERSE: &str = "KP_UDP_REVERSE";
     pub const COUNTERS: &str = "KP_COUNTERS";
+    pub const AFFINITY: &str = "KP_AFFINITY";
 
     pub const FLOWS: &str = "KP_FLOWS";
     pub const HALF_OPEN: &str = "KP_HALF_OPEN";
@@ -62,6 +65,7 @@ pub mod map {
         UDP_FLOWS,
         UDP_REVERSE,
         COUNTERS,
+        AFFINITY,
         FLOWS,
         HALF_OPEN,
         FRAGMENTS,

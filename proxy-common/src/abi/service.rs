@@ -1,6 +1,6 @@
 //! Frontend -> service word -> slot -> backend: one hash lookup, then array reads.
 
-use super::{addr::Addr, layout::abi_struct};
+use super::{addr::Addr, affinity::ServiceAffinity, layout::abi_struct};
 
 abi_struct! {
     /// Key of the map FRONTENDS: what a client dials. See also [`FrontendKey::of_address`].
@@ -29,6 +29,13 @@ abi_struct! {
         pub zero: [u8; 2],
     }
 
+    /// Element of the map SERVICES. Each of its words is written with one store, and means what it
+    /// means whatever the other says.
+    pub struct Service {
+        pub word: ServiceWord,
+        pub affinity: ServiceAffinity,
+    }
+
     /// Element of the map BACKENDS. `service` 0 means that the id is not in use.
     pub struct Backend {
         pub addr: Addr,
@@ -36,8 +43,11 @@ abi_struct! {
         pub port_be: u16,
         /// IANA protocol number.
         pub protocol: u8,
-        /// Bits: [`Backend::LOCAL`].
+        /// Bits: [`Backend::LOCAL`] and those after it.
         pub flags: u8,
+        /// The id of the same endpoint in the Service port's other list (of the whole cluster, of this
+        /// node); 0: it isn't there. It may be out of date: look whether it is the same endpoint.
+        pub twin: u32,
         /// The service it belongs to: a flow whose backend answers to another service is stale.
         pub service: u32,
     }
@@ -46,6 +56,8 @@ abi_struct! {
 impl Backend {
     /// A pod or process of this node: packets reach it through the stack.
     pub const LOCAL: u8 = 1;
+    /// A slot names it: it gets new connections. Else it only keeps the flows it has.
+    pub const CHOSEN: u8 = 2;
 }
 
 impl Frontend {
@@ -105,7 +117,18 @@ impl FrontendKind {
     }
 }
 
-/// Element of the map SERVICES: the word that switches a service from one set of backends to the
+impl From<ServiceWord> for Service {
+    /// Without affinity.
+    #[inline(always)]
+    fn from(word: ServiceWord) -> Self {
+        Self {
+            word,
+            affinity: ServiceAffinity::NONE,
+        }
+    }
+}
+
+/// The word of a [`Service`] that switches a service from one set of backends to the
 /// next. Eight aligned bytes, written with one store, so a reader sees the old set or the new one.
 ///
 /// Bits 0..32 first slot, 32..56 number of slots, 56..64 [`Empty`] (what to do without slots).

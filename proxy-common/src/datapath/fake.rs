@@ -12,17 +12,21 @@ use super::{
     socket::Socket,
 };
 use crate::abi::{
-    Addr, Backend, Counter, Device, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, PortRange, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
+    Addr, AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FlowTimeouts,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, SocketFlow,
+    Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.
 #[derive(Debug, Default)]
 pub struct Maps {
     pub frontends: HashMap<FrontendKey, Frontend>,
-    pub services: HashMap<u32, ServiceWord>,
+    pub services: HashMap<u32, Service>,
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
+    pub affinity: RefCell<HashMap<AffinityKey, AffinityEntry>>,
+    /// Nothing is written there.
+    pub affinity_refuses: bool,
     /// By service; prefix lengths in bits of [`Addr`], those of IPv4 count from 96.
     pub source_ranges: HashMap<u32, Vec<(Addr, u32)>>,
     /// Prefix lengths as above.
@@ -60,6 +64,8 @@ pub struct Maps {
     pub next_answer_ns: Cell<u64>,
     /// Sockets are those of the node, not of a pod.
     pub of_node: Cell<bool>,
+    /// Cookie of the network namespace whose sockets they are.
+    pub netns: Cell<u64>,
     /// As a kernel without bpf_set_retval.
     pub cannot_refuse: bool,
 }
@@ -91,7 +97,7 @@ impl Tables for Maps {
         self.frontends.get(key).copied()
     }
 
-    fn service(&self, id: u32) -> Option<ServiceWord> {
+    fn service(&self, id: u32) -> Option<Service> {
         self.services.get(&id).copied()
     }
 
@@ -101,6 +107,18 @@ impl Tables for Maps {
 
     fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.get(&id).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool {
+        if self.affinity_refuses {
+            return false;
+        }
+        self.affinity.borrow_mut().insert(*key, *entry);
+        true
     }
 
     fn random(&self) -> u32 {
@@ -126,7 +144,7 @@ impl Tables for FakeSocket<'_> {
         self.maps.frontend(key)
     }
 
-    fn service(&self, id: u32) -> Option<ServiceWord> {
+    fn service(&self, id: u32) -> Option<Service> {
         self.maps.service(id)
     }
 
@@ -136,6 +154,14 @@ impl Tables for FakeSocket<'_> {
 
     fn backend(&self, id: u32) -> Option<Backend> {
         self.maps.backend(id)
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        Tables::affinity(self.maps, key)
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool {
+        self.maps.set_affinity(key, entry)
     }
 
     fn random(&self) -> u32 {
@@ -338,6 +364,10 @@ impl Socket for FakeSocket<'_> {
 
     fn now_ns(&self) -> u64 {
         self.maps.now_ns.get()
+    }
+
+    fn netns(&self) -> u64 {
+        self.maps.netns.get()
     }
 
     fn is_of_node(&self) -> bool {

@@ -1,15 +1,24 @@
 //! Frontend to backend: the part that every hook shares.
 
-use crate::abi::{Backend, Counter, Empty, Frontend, FrontendKey, ServiceWord, SockAddr};
+use core::num::NonZeroU32;
+
+use crate::abi::{
+    AffinityEntry, AffinityKey, Backend, Client, Counter, Empty, Frontend, FrontendKey, Service,
+    ServiceWord, SockAddr,
+};
 
 /// The maps that decide where a connection goes. Implemented by the kernel maps and by
 /// [`super::fake::Maps`].
 pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
-    fn service(&self, id: u32) -> Option<ServiceWord>;
+    fn service(&self, id: u32) -> Option<Service>;
     /// The backend id in a slot.
     fn slot(&self, index: u32) -> Option<u32>;
     fn backend(&self, id: u32) -> Option<Backend>;
+    /// What a client of a Service port with affinity got last.
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry>;
+    /// Whether there was room for it.
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool;
     fn random(&self) -> u32;
     fn count(&self, counter: Counter);
 }
@@ -36,23 +45,87 @@ pub enum NoChoice {
     Damaged,
 }
 
-/// A backend of `service`, each with equal probability (BEHAVIOUR E16).
+/// Who asks, and when: asked for only where it matters.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit {
+    pub client: Client,
+    /// Monotonic.
+    pub now_ns: u64,
+}
+
+/// A backend of `service` for a new connection: the one that the client got last, if the Service port
+/// has affinity and the backend is still among the chosen (BEHAVIOUR S1-S6), or any other, each with
+/// equal probability (E16).
 #[inline(always)]
-pub fn choose(tables: &impl Tables, service: u32) -> Result<Choice, NoChoice> {
+pub fn choose(
+    tables: &impl Tables,
+    service: u32,
+    visit: impl FnOnce() -> Visit,
+) -> Result<Choice, NoChoice> {
     // Read once: everything below must belong to one version of the service.
-    let Some(word) = tables.service(service) else {
+    let Some(Service { word, affinity }) = tables.service(service) else {
         return Err(NoChoice::Damaged);
     };
-    let count = word.count();
-    if count == 0 {
+    let Some(count) = NonZeroU32::new(word.count()) else {
         return Err(without(word));
-    }
-    // `random % count` prefers low slots by count / 2^32: under 0.4 % at the largest count there is.
-    let index = word.first_slot().wrapping_add(tables.random() % count);
-    let Some(backend_id) = tables.slot(index) else {
-        return Err(NoChoice::Damaged);
     };
-    live(tables, service, backend_id).ok_or(NoChoice::Damaged)
+    if !affinity.is_on() {
+        let backend_id = draw(tables, word.first_slot(), count)?;
+        return live(tables, service, backend_id).ok_or(NoChoice::Damaged);
+    }
+    let Visit { client, now_ns } = visit();
+    let key = AffinityKey {
+        port: affinity.port(),
+        client,
+    };
+    let kept = match tables.affinity(&key) {
+        Some(entry) if !entry.is_expired(affinity.timeout_ns(), now_ns) => {
+            still_chosen(tables, service, &entry)
+        }
+        Some(_) | None => None,
+    };
+    let backend_id = match kept {
+        Some(backend_id) => backend_id,
+        None => draw(tables, word.first_slot(), count)?,
+    };
+    let choice = live(tables, service, backend_id).ok_or(NoChoice::Damaged)?;
+    // Each new connection begins the time anew (S2).
+    let remembered = tables.set_affinity(
+        &key,
+        &AffinityEntry {
+            used_ns: now_ns,
+            backend: choice.address,
+            backend_id,
+        },
+    );
+    if !remembered {
+        tables.count(Counter::AffinityNotRemembered);
+    }
+    Ok(choice)
+}
+
+/// The backend in one of the slots, each with equal probability.
+#[inline(always)]
+fn draw(tables: &impl Tables, first_slot: u32, count: NonZeroU32) -> Result<u32, NoChoice> {
+    // `random % count` prefers low slots by count / 2^32: under 0.4 % at the largest count there is.
+    let index = first_slot.wrapping_add(tables.random() % count);
+    tables.slot(index).ok_or(NoChoice::Damaged)
+}
+
+/// The id of the entry's backend, if new connections to `service` go to it. It was got from the same
+/// list, or from the Service port's other one, where it has another id.
+#[inline(always)]
+fn still_chosen(tables: &impl Tables, service: u32, entry: &AffinityEntry) -> Option<u32> {
+    let mut id = entry.backend_id;
+    let mut backend = tables.backend(id)?;
+    if backend.service != service {
+        id = backend.twin;
+        backend = tables.backend(id)?;
+    }
+    let is_it = backend.service == service
+        && backend.flags & Backend::CHOSEN != 0
+        && SockAddr::from_parts(backend.addr, backend.port_be) == entry.backend;
+    is_it.then_some(id)
 }
 
 /// Why `service` would give nobody a backend; `None` if it has some.
@@ -60,7 +133,7 @@ pub fn choose(tables: &impl Tables, service: u32) -> Result<Choice, NoChoice> {
 pub fn lack(tables: &impl Tables, service: u32) -> Option<NoChoice> {
     match tables.service(service) {
         None => Some(NoChoice::Damaged),
-        Some(word) if word.count() == 0 => Some(without(word)),
+        Some(Service { word, .. }) if word.count() == 0 => Some(without(word)),
         Some(_) => None,
     }
 }

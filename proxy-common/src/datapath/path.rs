@@ -18,14 +18,14 @@ use super::{
     conntrack::{self, Conntrack, Table, state},
     flow::{self, Flow, Kind},
     icmp_error,
-    lookup::{Choice, NoChoice, Tables, choose, lack, live},
+    lookup::{Choice, NoChoice, Tables, Visit, choose, lack, live},
     snat,
     translate::{self, Hops},
 };
 use crate::{
     abi::{
-        Addr, Counter, Device, Direction, FRAGMENT_NS, FlowEntry, FragmentKey, FragmentPorts,
-        Frontend, FrontendKey, PortRange, Protocol, SockAddr, Tuple, Via,
+        Addr, Client, Counter, Device, Direction, FRAGMENT_NS, FlowEntry, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, PortRange, Protocol, SockAddr, Tuple, Via,
     },
     wire::{
         link::{ETHERTYPE_V4, ETHERTYPE_V6, Family, Link},
@@ -547,7 +547,11 @@ fn begin(
     } else {
         frontend.outside_service
     };
-    let choice = match choose(node, service) {
+    let visit = || Visit {
+        client: Client::of_packet(tuple.src),
+        now_ns,
+    };
+    let choice = match choose(node, service, visit) {
         Ok(choice) => choice,
         Err(why) => return unserved(why),
     };

@@ -5,9 +5,9 @@
 //! own, but allocating and freeing it costs a short connection 2 % more.) An unconnected UDP socket is translated at every datagram, and keeps its backend as a flow does in
 //! conntrack: until the backend goes or the flow has been idle for two minutes.
 
-use super::lookup::{Choice, NoChoice, Tables, choose, live};
+use super::lookup::{Choice, NoChoice, Tables, Visit, choose, live};
 use crate::abi::{
-    Addr, Counter, Frontend, FrontendKey, FrontendKind, Protocol, SockAddr, SocketFlow,
+    Addr, Client, Counter, Frontend, FrontendKey, FrontendKind, Protocol, SockAddr, SocketFlow,
     UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey,
 };
 
@@ -18,6 +18,8 @@ pub trait Socket: Tables {
     fn now_ns(&self) -> u64;
     /// The calling process, in the initial pid namespace.
     fn tgid(&self) -> u32;
+    /// Cookie of the socket's network namespace.
+    fn netns(&self) -> u64;
     /// Whether the socket is in the node's own network namespace.
     fn is_of_node(&self) -> bool;
     /// Whether the hook can make connect() fail with ECONNREFUSED (Linux 5.18).
@@ -105,6 +107,15 @@ fn is_allowed(socket: &impl Socket, frontend: &Frontend) -> bool {
     frontend.flags & admitted != 0
 }
 
+/// A socket is as good as its pod, or as the node (BEHAVIOUR S6).
+#[inline(always)]
+fn visit(socket: &impl Socket) -> Visit {
+    Visit {
+        client: Client::of_socket(socket.netns()),
+        now_ns: socket.now_ns(),
+    }
+}
+
 /// connect(2) to `to`.
 #[inline(always)]
 pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdict {
@@ -124,7 +135,7 @@ pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdi
         socket.count(Counter::ConnectNotAllowed);
         return Verdict::Drop;
     }
-    match choose(socket, frontend.service) {
+    match choose(socket, frontend.service, || visit(socket)) {
         Ok(choice) => {
             remember(socket, protocol, to, &choice);
             socket.count(Counter::ConnectTranslated);
@@ -288,7 +299,7 @@ pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
         socket.count(Counter::SendNotAllowed);
         return Verdict::Drop;
     }
-    match choose(socket, frontend.service) {
+    match choose(socket, frontend.service, || visit(socket)) {
         Ok(choice) => {
             keep(socket, &key, &choice, now_ns);
             socket.count(counter);

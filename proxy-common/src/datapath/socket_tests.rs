@@ -2,7 +2,7 @@ use std::{net::SocketAddr, string::ToString};
 
 use super::*;
 use crate::{
-    abi::{Backend, Empty, Frontend, FrontendKind, ServiceWord},
+    abi::{Backend, Empty, Frontend, FrontendKind, ServiceAffinity, ServiceWord},
     datapath::fake::Maps,
 };
 
@@ -54,7 +54,8 @@ fn switch(maps: &mut Maps, backends: &[&str], empty: Empty) {
             addr,
             port_be,
             protocol: 0,
-            flags: 0,
+            flags: Backend::CHOSEN,
+            twin: 0,
             service: SERVICE,
         };
         maps.backends.insert(id, backend);
@@ -66,7 +67,7 @@ fn switch(maps: &mut Maps, backends: &[&str], empty: Empty) {
     } else {
         ServiceWord::with_backends(100, count)
     };
-    maps.services.insert(SERVICE, word);
+    maps.services.insert(SERVICE, word.into());
 }
 
 fn dial(maps: &Maps, protocol: Protocol, to: &str) -> Verdict {
@@ -141,7 +142,7 @@ mod connecting {
     fn contradicting_maps_refuse_and_are_counted() {
         let damages: [fn(&mut Maps); 4] = [
             |maps| maps.services.clear(),
-            |maps| *maps.services.get_mut(&SERVICE).unwrap() = ServiceWord::default(),
+            |maps| *maps.services.get_mut(&SERVICE).unwrap() = ServiceWord::default().into(),
             |maps| maps.slots.clear(),
             |maps| maps.backends.get_mut(&10).unwrap().service = 2,
         ];
@@ -545,3 +546,6 @@ fn a_call_that_leads_nowhere_ends_what_was_dialled_before_unless_it_was_the_same
     assert_eq!(dial(&maps, Protocol::Udp, ELSEWHERE), Verdict::Drop);
     assert_eq!(maps.socket(COOKIE).flow(), None);
 }
+
+#[path = "affinity_tests.rs"]
+mod affinity;

@@ -3,7 +3,8 @@
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{
-        bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
+        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_set_retval,
     },
     programs::SockAddrContext,
 };
@@ -131,6 +132,12 @@ impl Socket for Hook {
     #[inline(always)]
     fn can_refuse(&self) -> bool {
         maps::HAS_SET_RETVAL.load() != 0
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }
 
     #[inline(always)]

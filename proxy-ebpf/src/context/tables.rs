@@ -4,11 +4,17 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32};
 use proxy_common::{
-    abi::{Backend, Counter, Frontend, FrontendKey, ServiceWord},
+    abi::{
+        AffinityEntry, AffinityKey, Backend, Counter, Frontend, FrontendKey, Service,
+        ServiceAffinity, ServiceWord,
+    },
     datapath::lookup::Tables,
 };
 
 use crate::maps;
+
+/// `BPF_ANY`.
+const ANY: u64 = 0;
 
 /// The maps in the kernel.
 #[derive(Clone, Copy)]
@@ -23,10 +29,15 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn service(&self, id: u32) -> Option<ServiceWord> {
-        let word = maps::SERVICES.get_ptr(id)?;
-        // SAFETY: the pointer is in the array; volatile makes it one load.
-        Some(ServiceWord(unsafe { word.read_volatile() }))
+    fn service(&self, id: u32) -> Option<Service> {
+        let service = maps::SERVICES.get_ptr(id)?.cast::<u64>();
+        // SAFETY: both words are in the array; volatile makes each one load.
+        unsafe {
+            Some(Service {
+                word: ServiceWord(service.read_volatile()),
+                affinity: ServiceAffinity(service.add(1).read_volatile()),
+            })
+        }
     }
 
     #[inline(always)]
@@ -46,9 +57,23 @@ impl Tables for Kernel {
                 port_be: (&raw const (*backend).port_be).read_volatile(),
                 protocol: 0,
                 flags: (&raw const (*backend).flags).read_volatile(),
+                // Not volatile: most calls don't ask for it.
+                twin: (*backend).twin,
                 service,
             })
         }
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        // SAFETY: it stays allocated until this program ends. It may be given to another client while it
+        // is copied; whatever is read is compared with the backend before it counts.
+        unsafe { maps::AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool {
+        maps::AFFINITY.insert(key, entry, ANY).is_ok()
     }
 
     #[inline(always)]
@@ -82,7 +107,7 @@ macro_rules! reads_the_maps {
             }
 
             #[inline(always)]
-            fn service(&self, id: u32) -> Option<proxy_common::abi::ServiceWord> {
+            fn service(&self, id: u32) -> Option<proxy_common::abi::Service> {
                 proxy_common::datapath::lookup::Tables::service(
                     &$crate::context::tables::Kernel,
                     id,
@@ -102,6 +127,30 @@ macro_rules! reads_the_maps {
                 proxy_common::datapath::lookup::Tables::backend(
                     &$crate::context::tables::Kernel,
                     id,
+                )
+            }
+
+            #[inline(always)]
+            fn affinity(
+                &self,
+                key: &proxy_common::abi::AffinityKey,
+            ) -> Option<proxy_common::abi::AffinityEntry> {
+                proxy_common::datapath::lookup::Tables::affinity(
+                    &$crate::context::tables::Kernel,
+                    key,
+                )
+            }
+
+            #[inline(always)]
+            fn set_affinity(
+                &self,
+                key: &proxy_common::abi::AffinityKey,
+                entry: &proxy_common::abi::AffinityEntry,
+            ) -> bool {
+                proxy_common::datapath::lookup::Tables::set_affinity(
+                    &$crate::context::tables::Kernel,
+                    key,
+                    entry,
                 )
             }
 

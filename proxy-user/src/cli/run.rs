@@ -50,6 +50,10 @@ pub(super) struct RunArgs {
     /// Room for this many flows of packets that are not established; the least recently used go first.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
     max_half_open: u32,
+    /// Room for this many clients of Services with sessionAffinity, each Service port counted; those
+    /// that have been away longest go first.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    max_affinity: u32,
     /// Translate packets on these devices: names and globs, comma-separated [default: those with a
     /// default route, an InternalIP of the Node or another global address, and tunnels]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -147,6 +151,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             udp_flows: args.max_udp_flows,
             flows: args.max_flows,
             half_open: args.max_half_open,
+            affinity: args.max_affinity,
         },
         surfaces,
         devices,

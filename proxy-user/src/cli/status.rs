@@ -6,7 +6,9 @@ use proxy_common::abi::map;
 
 use super::{CliError, PinArgs};
 use crate::{
-    loader::{FlowMap, PinError, Pins, check_bpffs, check_node, device_name, on_devices},
+    loader::{
+        AffinityMap, FlowMap, PinError, Pins, check_bpffs, check_node, device_name, on_devices,
+    },
     maps::MapStore as _,
     status::Status,
 };
@@ -30,6 +32,11 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
         what: "the map of flows",
         source,
     })?;
+    let affinity = AffinityMap::from_pin(&pins.map(map::AFFINITY)).map_err(PinError::from)?;
+    let clients = affinity.count().map_err(|source| CliError::Io {
+        what: "the map of affinity",
+        source,
+    })?;
     let on_devices = super::block_on(on_devices(&pins))?.map_err(CliError::Devices)?;
     let mut status = Status::new(
         &store.observe()?,
@@ -39,6 +46,7 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
         pins.linked_programs(),
     );
     status.set_packet_path(&on_devices, device_name, (count, flows.capacity()));
+    status.set_affinity((clients, affinity.capacity()));
     let text = if args.json {
         serde_json::to_string_pretty(&status).map_err(|error| CliError::Io {
             what: "status",

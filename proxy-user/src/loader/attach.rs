@@ -15,12 +15,17 @@ use aya::{
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
 use proxy_common::{
-    abi::{FlowEntry, FlowTimeouts, PortRange, Tuple, map},
+    abi::{
+        AffinityEntry, AffinityKey, Backend, FlowEntry, FlowTimeouts, PortRange, Service, Tuple,
+        map,
+    },
     datapath::conntrack::timeout_table,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Claim, Features, FlowMap, Mechanism, PacketPath, PinError, Pins, link::Link};
+use super::{
+    AffinityMap, Claim, Features, FlowMap, Mechanism, PacketPath, PinError, Pins, link::Link,
+};
 use crate::maps::bpf::{BpfStore, OpenError};
 
 /// The kernel object; empty when it was not built.
@@ -64,6 +69,8 @@ pub struct Sizes {
     /// Flows of the packet path, two entries each.
     pub flows: u32,
     pub half_open: u32,
+    /// Clients of Services with affinity.
+    pub affinity: u32,
 }
 
 /// Packets whose fragments are on their way at one time.
@@ -82,18 +89,23 @@ impl Sizes {
 
     /// Kernel memory of the maps in bytes, roughly.
     pub fn memory_bytes(&self) -> u64 {
+        const AFFINITY: u64 = (AffinityKey::SIZE + AffinityEntry::SIZE) as u64;
+        const SERVICE: u64 = Service::SIZE as u64;
+        // Elements of arrays are a multiple of 8 bytes apart.
+        const BACKEND: u64 = Backend::SIZE.next_multiple_of(8) as u64;
         const FLOW: u64 = (Tuple::SIZE + FlowEntry::SIZE) as u64;
         // Tries allocate what they hold; all else is allocated when it is made. Hash elements have a header of 48 bytes and a bucket of 16; LRU ones are as large.
         let hash = |entries: u32, key_and_value: u64| u64::from(entries) * (key_and_value + 64);
         hash(self.frontends, 32)
-            + u64::from(self.services) * 8
-            + u64::from(self.backends) * 24
+            + u64::from(self.services) * SERVICE
+            + u64::from(self.backends) * BACKEND
             + u64::from(self.slots()) * 8
             + hash(self.sockets, 64)
             + hash(self.udp_flows, 48)
             + hash(self.udp_flows, 56)
             + hash(self.flow_entries(), FLOW)
             + hash(self.half_open_entries(), FLOW)
+            + hash(self.affinity, AFFINITY)
             + hash(FRAGMENTS, 56)
             + hash(DEVICES, 44)
     }
@@ -161,6 +173,7 @@ pub fn load(
         .map_max_entries(map::UDP_REVERSE, sizes.udp_flows)
         .map_max_entries(map::FLOWS, sizes.flow_entries())
         .map_max_entries(map::HALF_OPEN, sizes.half_open_entries())
+        .map_max_entries(map::AFFINITY, sizes.affinity)
         .map_max_entries(map::FRAGMENTS, FRAGMENTS)
         .map_max_entries(map::DEVICES, DEVICES)
         .map_max_entries(map::SOURCE_RANGES, SOURCE_RANGES)
@@ -237,17 +250,23 @@ impl Loaded {
     }
 
     /// What remains once the socket programs are attached: the right to the pins, the packet
-    /// programs, and the flows.
+    /// programs, and the maps that are swept.
     pub fn into_packet_path(
         mut self,
         mechanism: Mechanism,
-    ) -> Result<(Claim, PacketPath, FlowMap), LoadError> {
+    ) -> Result<(Claim, PacketPath, FlowMap, AffinityMap), LoadError> {
         let flows = FlowMap::new(match self.ebpf.take_map(map::FLOWS) {
             Some(Map::HashMap(data)) => data,
             _ => return Err(OpenError::Missing { map: map::FLOWS }.into()),
         })?;
+        let affinity = AffinityMap::new(match self.ebpf.take_map(map::AFFINITY) {
+            Some(Map::LruHashMap(data)) => data,
+            _ => {
+                return Err(OpenError::Missing { map: map::AFFINITY }.into());
+            }
+        })?;
         let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
-        Ok((self.claim, packet, flows))
+        Ok((self.claim, packet, flows, affinity))
     }
 }
 

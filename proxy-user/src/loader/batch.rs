@@ -1,4 +1,4 @@
-//! The map of established flows, read in batches.
+//! Maps of the programs that the agent walks through, read in batches.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
-use proxy_common::abi::{FlowEntry, Tuple, map};
+use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, map};
 
 use super::sys::{self, Attr, bpf, number};
 use crate::maps::bpf::OpenError;
@@ -25,17 +25,16 @@ struct Batch {
     flags: u64,
 }
 
-// SAFETY: integers only; `FlowMap::batch` gives addresses of buffers with room for `count` elements,
+// SAFETY: integers only; `Batches::batch` gives addresses of buffers with room for `count` elements,
 // and of the four bytes in which a hash map says where it is.
 unsafe impl Attr for Batch {}
 
-type Entries = BpfHashMap<MapData, [u8; Tuple::SIZE], [u8; FlowEntry::SIZE]>;
+type Bytes<const N: usize> = [u8; N];
 
-/// KP_FLOWS: a plain hash, which doesn't mind being read. (KP_HALF_OPEN does: reading an entry of an
-/// LRU map says that it is in use.)
+/// A hash map. (An LRU one doesn't mind either: a batch is no use of its entries.)
 #[derive(Debug)]
-pub struct FlowMap {
-    map: Entries,
+struct Batches<const K: usize, const V: usize> {
+    map: BpfHashMap<MapData, Bytes<K>, Bytes<V>>,
     /// The same map.
     fd: OwnedFd,
     capacity: u32,
@@ -46,40 +45,23 @@ pub struct FlowMap {
 pub struct Position(u32);
 
 /// What one call read, and where the next one begins; `None` at the end.
-pub(super) type Read = (Vec<(Tuple, FlowEntry)>, Option<Position>);
+pub(super) type Read<K, V> = (Vec<(K, V)>, Option<Position>);
 
-impl FlowMap {
-    pub fn new(data: MapData) -> Result<Self, OpenError> {
-        let open = |source| OpenError::Open {
-            map: map::FLOWS,
-            source,
-        };
+impl<const K: usize, const V: usize> Batches<K, V> {
+    fn new(name: &'static str, data: MapData) -> Result<Self, OpenError> {
+        let open = |source| OpenError::Open { map: name, source };
         let capacity = data.info().map_err(open)?.max_entries();
         let duplicate = data.fd().as_fd().try_clone_to_owned();
         let fd = duplicate.map_err(|error| open(MapError::IoError(error)))?;
-        let map = Entries::try_from(Map::HashMap(data)).map_err(open)?;
+        let map = BpfHashMap::try_from(Map::HashMap(data)).map_err(open)?;
         Ok(Self { map, fd, capacity })
     }
 
-    pub fn from_pin(path: &Path) -> Result<Self, OpenError> {
-        let data = MapData::from_pin(path).map_err(|source| OpenError::Open {
-            map: map::FLOWS,
-            source,
-        })?;
-        Self::new(data)
-    }
-
-    /// Entries there is room for.
-    pub fn capacity(&self) -> u32 {
-        self.capacity
-    }
-
-    /// Up to `room` entries, by one call (BPF_MAP_LOOKUP_BATCH, Linux 5.6). What comes and goes meanwhile may be missed or seen twice.
-    pub fn batch(&self, from: Option<Position>, room: usize) -> io::Result<Read> {
+    fn batch(&self, from: Option<Position>, room: usize) -> io::Result<Read<Bytes<K>, Bytes<V>>> {
         let mut room = room;
         loop {
-            let mut keys = vec![[0_u8; Tuple::SIZE]; room];
-            let mut values = vec![[0_u8; FlowEntry::SIZE]; room];
+            let mut keys = vec![[0_u8; K]; room];
+            let mut values = vec![[0_u8; V]; room];
             let start = from.map(|position| position.0);
             let mut next = 0_u32;
             let mut attr = Batch {
@@ -106,32 +88,12 @@ impl FlowMap {
                 Err(error) => return Err(error),
             };
             let count = usize::try_from(attr.count).map_err(io::Error::other)?;
-            let entries = keys
-                .into_iter()
-                .zip(values)
-                .take(count)
-                .map(|(key, value)| (Tuple::from_bytes(key), FlowEntry::from_bytes(value)))
-                .collect();
+            let entries = keys.into_iter().zip(values).take(count).collect();
             return Ok((entries, (!is_end).then_some(Position(next))));
         }
     }
 
-    pub fn get(&self, key: &Tuple) -> Option<FlowEntry> {
-        let bytes = self.map.get(&key.to_bytes(), 0).ok()?;
-        Some(FlowEntry::from_bytes(bytes))
-    }
-
-    pub fn put(&mut self, key: &Tuple, entry: &FlowEntry) -> Result<(), MapError> {
-        self.map.insert(key.to_bytes(), entry.to_bytes(), 0)
-    }
-
-    /// Whether there was one does not matter.
-    pub fn remove(&mut self, key: &Tuple) {
-        let _gone_already = self.map.remove(&key.to_bytes());
-    }
-
-    /// Entries there are now.
-    pub fn count(&self) -> io::Result<usize> {
+    fn count(&self) -> io::Result<usize> {
         const ROOM: usize = 8192;
         let (mut count, mut position) = (0, None);
         loop {
@@ -143,4 +105,73 @@ impl FlowMap {
             position = next;
         }
     }
+}
+
+/// Defines a map of this name, keys and values.
+macro_rules! batched {
+    ($(#[doc = $doc:literal])* $name:ident = $map:expr, $key:ty => $value:ty) => {
+        $(#[doc = $doc])*
+        #[derive(Debug)]
+        pub struct $name(Batches<{ <$key>::SIZE }, { <$value>::SIZE }>);
+
+        impl $name {
+            pub fn new(data: MapData) -> Result<Self, OpenError> {
+                Ok(Self(Batches::new($map, data)?))
+            }
+
+            pub fn from_pin(path: &Path) -> Result<Self, OpenError> {
+                let data = MapData::from_pin(path)
+                    .map_err(|source| OpenError::Open { map: $map, source })?;
+                Self::new(data)
+            }
+
+            /// Entries there is room for.
+            pub fn capacity(&self) -> u32 {
+                self.0.capacity
+            }
+
+            /// Entries there are now.
+            pub fn count(&self) -> io::Result<usize> {
+                self.0.count()
+            }
+
+            /// Up to `room` entries, by one call (BPF_MAP_LOOKUP_BATCH, Linux 5.6). What comes and goes
+            /// meanwhile may be missed or seen twice.
+            pub fn batch(
+                &self,
+                from: Option<Position>,
+                room: usize,
+            ) -> io::Result<Read<$key, $value>> {
+                let (entries, next) = self.0.batch(from, room)?;
+                let typed = entries
+                    .into_iter()
+                    .map(|(key, value)| (<$key>::from_bytes(key), <$value>::from_bytes(value)));
+                Ok((typed.collect(), next))
+            }
+
+            pub fn get(&self, key: &$key) -> Option<$value> {
+                let bytes = self.0.map.get(&key.to_bytes(), 0).ok()?;
+                Some(<$value>::from_bytes(bytes))
+            }
+
+            pub fn put(&mut self, key: &$key, value: &$value) -> Result<(), MapError> {
+                self.0.map.insert(key.to_bytes(), value.to_bytes(), 0)
+            }
+
+            /// Whether there was one does not matter.
+            pub fn remove(&mut self, key: &$key) {
+                let _gone_already = self.0.map.remove(&key.to_bytes());
+            }
+        }
+    };
+}
+
+batched! {
+    /// KP_FLOWS.
+    FlowMap = map::FLOWS, Tuple => FlowEntry
+}
+
+batched! {
+    /// KP_AFFINITY.
+    AffinityMap = map::AFFINITY, AffinityKey => AffinityEntry
 }

@@ -12,7 +12,7 @@ mod preflight;
 mod sys;
 
 pub use attach::{Fixed, LoadError, Loaded, OBJECT, Sizes, load};
-pub use batch::{FlowMap, Position};
+pub use batch::{AffinityMap, FlowMap, Position};
 pub use features::Features;
 pub use hook::Hook;
 pub use packet::{

@@ -1,6 +1,6 @@
 //! The maps of the kernel.
 
-use std::fmt;
+use std::{collections::HashMap, fmt, mem::offset_of};
 
 use aya::maps::{
     HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray,
@@ -8,8 +8,8 @@ use aya::maps::{
 };
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SocketFlow,
-    SourceRange, map,
+    Addr, Backend, Counter, Frontend, FrontendKey, Service, ServiceAffinity, ServiceName,
+    ServiceWord, SocketFlow, SourceRange, map,
 };
 
 use super::{
@@ -24,6 +24,9 @@ const ANY: u64 = 0;
 
 /// Of the tries only the keys say anything.
 const PRESENT: u32 = 1;
+/// The two words of a service.
+const WORD_AT: usize = offset_of!(Service, word);
+const AFFINITY_AT: usize = offset_of!(Service, affinity);
 /// Before the bits of a source range come those of its service.
 const SERVICE_BITS: u32 = 32;
 
@@ -138,6 +141,23 @@ impl BpfStore {
 
     pub fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.load(id).map(Backend::from_bytes)
+    }
+
+    fn service(&self, id: u32) -> Service {
+        let load = |offset| self.services.load_u64(id, offset).unwrap_or(0);
+        Service {
+            word: ServiceWord(load(WORD_AT)),
+            affinity: ServiceAffinity(load(AFFINITY_AT)),
+        }
+    }
+
+    /// How long clients keep their backends, by [`ServiceAffinity::port`].
+    pub fn affinity_timeouts_ns(&self) -> HashMap<u64, u64> {
+        (1..self.services.capacity())
+            .map(|id| self.service(id).affinity)
+            .filter(|affinity| affinity.is_on())
+            .map(|affinity| (affinity.port(), affinity.timeout_ns()))
+            .collect()
     }
 
     fn put_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<(), StoreError> {
@@ -258,11 +278,17 @@ impl MapStore for BpfStore {
                 }
                 Ok(())
             }
-            Step::Switch { service, word } => in_range(
-                &self.services,
-                *service,
-                self.services.store_u64(*service, word.0),
-            ),
+            Step::Switch {
+                service,
+                word,
+                affinity,
+            } => {
+                let stored = self
+                    .services
+                    .store_u64(*service, AFFINITY_AT, affinity.0)
+                    .and_then(|()| self.services.store_u64(*service, WORD_AT, word.0));
+                in_range(&self.services, *service, stored)
+            }
             Step::PutFrontend { key, frontend } => self.put_frontend(key, frontend),
             Step::RemoveFrontend { key } => self.remove_frontend(key),
             Step::PutAddress { ip } => {
@@ -339,11 +365,12 @@ impl MapStore for BpfStore {
             observed.names.insert(id, ServiceName::from_bytes(name));
         }
         for id in 1..self.services.capacity() {
-            let word = ServiceWord(self.services.load_u64(id).unwrap_or(0));
-            if word == ServiceWord::default() {
+            let service = self.service(id);
+            if service == ServiceWord::default().into() {
                 continue;
             }
-            observed.words.insert(id, word);
+            observed.services.insert(id, service);
+            let word = service.word;
             if word.count() > 0 {
                 let first = word.first_slot();
                 // A damaged word may name slots that don't exist; those read as 0.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use proxy_common::{
-    abi::{Addr, Backend, Counter, ServiceName, ServiceWord, map},
+    abi::{Addr, Backend, Counter, Service, ServiceName, ServiceWord, map},
     datapath::fake::Maps,
 };
 
@@ -84,9 +84,16 @@ impl MapStore for FakeStore {
                     self.maps.slots.insert(slot, *id);
                 }
             }
-            Step::Switch { service, word } => {
+            Step::Switch {
+                service,
+                word,
+                affinity,
+            } => {
                 bounded(map::SERVICES, *service, self.capacity.services)?;
-                self.maps.services.insert(*service, *word);
+                let (word, affinity) = (*word, *affinity);
+                self.maps
+                    .services
+                    .insert(*service, Service { word, affinity });
             }
             Step::PutFrontend { key, frontend } => {
                 self.maps.frontends.insert(*key, *frontend);
@@ -138,15 +145,16 @@ impl MapStore for FakeStore {
     }
 
     fn observe(&self) -> Result<Observed, StoreError> {
-        let words: HashMap<u32, ServiceWord> = self
+        let services: HashMap<u32, Service> = self
             .maps
             .services
             .iter()
-            .filter(|(_, word)| **word != ServiceWord::default())
-            .map(|(id, word)| (*id, *word))
+            .filter(|(_, service)| **service != ServiceWord::default().into())
+            .map(|(id, service)| (*id, *service))
             .collect();
-        let slots = words
+        let slots = services
             .values()
+            .map(|service| service.word)
             .filter(|word| word.count() > 0)
             .map(|word| {
                 let first = word.first_slot();
@@ -166,7 +174,7 @@ impl MapStore for FakeStore {
         Ok(Observed {
             frontends: self.maps.frontends.clone(),
             names: self.names.clone(),
-            words,
+            services,
             slots,
             backends,
             source_ranges: self

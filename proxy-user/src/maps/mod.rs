@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord,
+    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, Service, ServiceName,
 };
 
 use crate::plan::{Step, address_of};
@@ -54,9 +54,9 @@ pub struct Capacity {
 pub struct Observed {
     pub frontends: HashMap<FrontendKey, Frontend>,
     pub names: HashMap<u32, ServiceName>,
-    /// Words that are not zero, by service id.
-    pub words: HashMap<u32, ServiceWord>,
-    /// Slots of those words, by first slot.
+    /// Those that are not all zero, by service id.
+    pub services: HashMap<u32, Service>,
+    /// Slots of their words, by first slot.
     pub slots: HashMap<u32, Vec<u32>>,
     /// Backends with a service, by id.
     pub backends: HashMap<u32, Backend>,

@@ -82,19 +82,20 @@ impl SharedArray {
             .map(|at| unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
-    fn word64(&self, index: u32) -> Option<&AtomicU64> {
+    fn word64(&self, index: u32, offset: usize) -> Option<&AtomicU64> {
+        debug_assert!(offset.is_multiple_of(8));
         // SAFETY: as in `word32`.
-        self.at(index, 0, 8)
+        self.at(index, offset, 8)
             .map(|at| unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
-    /// `None`: beyond the end.
-    pub(super) fn load_u64(&self, index: u32) -> Option<u64> {
-        Some(self.word64(index)?.load(Ordering::Acquire))
+    /// Eight bytes of the element; `None`: beyond the end.
+    pub(super) fn load_u64(&self, index: u32, offset: usize) -> Option<u64> {
+        Some(self.word64(index, offset)?.load(Ordering::Acquire))
     }
 
-    pub(super) fn store_u64(&self, index: u32, value: u64) -> Option<()> {
-        self.word64(index)?.store(value, Ordering::Release);
+    pub(super) fn store_u64(&self, index: u32, offset: usize, value: u64) -> Option<()> {
+        self.word64(index, offset)?.store(value, Ordering::Release);
         Some(())
     }
 

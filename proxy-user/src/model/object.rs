@@ -3,7 +3,13 @@
 //!
 //! Nothing here is optional because the API made it so: defaults are applied by [`super::ingest`].
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    num::{NonZeroU16, NonZeroU32},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -80,6 +86,9 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `Local` only where kube-proxy honours it (BEHAVIOUR E12).
     pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP`: for how long a client keeps its backend after its last new
+    /// connection.
+    pub affinity_timeout_secs: Option<NonZeroU32>,
     /// Where load balancers ask whether this node has endpoints of the Service.
     pub health_check: Option<HealthCheckPort>,
 }

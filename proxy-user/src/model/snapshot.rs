@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -105,6 +106,8 @@ pub struct PortSnapshot {
     pub outside_is_local: bool,
     /// Who may dial the load balancer's addresses; `None`: anyone.
     pub source_ranges: Option<SourceRanges>,
+    /// A client keeps its backend for so long after its last new connection.
+    pub affinity_timeout_secs: Option<NonZeroU32>,
 }
 
 /// Source ranges of one family, and whom of this node they admit (BEHAVIOUR L1-L4).

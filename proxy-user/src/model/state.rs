@@ -703,6 +703,7 @@ fn port_snapshots(
             local,
             outside_is_local: false,
             source_ranges: None,
+            affinity_timeout_secs: service.affinity_timeout_secs,
         }
     };
     let (internal, external): (Vec<_>, Vec<_>) = frontends

@@ -34,6 +34,7 @@ fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check: None,
+        affinity_timeout_secs: None,
     }
 }
 

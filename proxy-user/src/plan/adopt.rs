@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use proxy_common::abi::{Protocol, ServiceName, ServiceWord, SockAddr, map};
+use proxy_common::abi::{
+    Protocol, Service, ServiceAffinity, ServiceName, ServiceWord, SockAddr, map,
+};
 
 use super::{
     addresses::{Addresses, ServiceNets},
@@ -54,7 +56,7 @@ impl Planner {
             }
         }
         for id in observed
-            .words
+            .services
             .keys()
             .filter(|id| !observed.names.contains_key(id))
         {
@@ -76,6 +78,7 @@ impl Planner {
                         KnownBackend {
                             id,
                             flags: backend.flags,
+                            twin: backend.twin,
                             disused: None,
                         },
                     );
@@ -111,7 +114,8 @@ impl Planner {
                 port.source_ranges.clone_from(ranges);
             } else {
                 // Of those with a name or a word it is known already.
-                if !observed.names.contains_key(&service) && !observed.words.contains_key(&service)
+                if !observed.names.contains_key(&service)
+                    && !observed.services.contains_key(&service)
                 {
                     planner.stray_service(service);
                 }
@@ -133,16 +137,19 @@ impl Planner {
             self.strays.push(Step::Switch {
                 service: id,
                 word: ServiceWord::default(),
+                affinity: ServiceAffinity::NONE,
             });
             self.strays.push(Step::RemoveName { service: id });
         }
     }
 
     fn adopt_port(&mut self, key: Arc<PortKey>, id: u32, observed: &Observed) {
-        let word = observed.words.get(&id).copied().unwrap_or_default();
+        let service = observed.services.get(&id).copied();
+        let Service { word, affinity } = service.unwrap_or_else(|| ServiceWord::default().into());
         let mut port = Port {
             id,
             word: ServiceWord::default(),
+            affinity,
             run: None,
             slots: Vec::new(),
             backends: BTreeMap::new(),

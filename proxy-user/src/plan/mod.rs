@@ -2,6 +2,8 @@
 
 mod addresses;
 mod adopt;
+mod affinity;
+mod backends;
 mod execute;
 mod ids;
 mod planner;

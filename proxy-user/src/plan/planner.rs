@@ -11,12 +11,13 @@ use std::{
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceWord, SockAddr, map,
+    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceAffinity, ServiceWord, map,
 };
 
 use super::{
     addresses::{Addresses, ServiceNets},
-    adopt,
+    adopt, affinity,
+    backends::{self, List},
     ids::{Epoch, Full, IdPool, Run, RunPool},
     step::{Phase, Step},
 };
@@ -71,6 +72,8 @@ pub(super) struct KnownBackend {
     pub(super) id: u32,
     /// [`Backend::flags`].
     pub(super) flags: u8,
+    /// [`Backend::twin`].
+    pub(super) twin: u32,
     /// No slot names it since the switch of this epoch.
     pub(super) disused: Option<Epoch>,
 }
@@ -80,6 +83,7 @@ pub(super) struct KnownBackend {
 pub(super) struct Port {
     pub(super) id: u32,
     pub(super) word: ServiceWord,
+    pub(super) affinity: ServiceAffinity,
     pub(super) run: Option<Run>,
     pub(super) slots: Vec<u32>,
     pub(super) backends: BTreeMap<SocketAddr, KnownBackend>,
@@ -270,14 +274,11 @@ impl Planner {
         new: &mut New,
     ) -> Result<Vec<Arc<PortKey>>, Refused> {
         let before = (plan.steps.len(), *new);
-        let mut keys = Vec::with_capacity(lists.len());
-        let mut local = 0;
+        let mut planned: Vec<List> = Vec::with_capacity(lists.len());
         for snapshot in lists {
+            let local = planned.last().map_or(0, |list| list.id);
             match self.plan_port(plan, snapshot, local, new) {
-                Ok((key, id)) => {
-                    keys.push(key);
-                    local = id;
-                }
+                Ok(list) => planned.push(list),
                 Err(full) => {
                     let (steps, new_before) = before;
                     for planned in plan.steps.split_off(steps) {
@@ -291,7 +292,8 @@ impl Planner {
                 }
             }
         }
-        Ok(keys)
+        self.plan_twins(plan, before.0, &planned);
+        Ok(planned.into_iter().map(|list| list.key).collect())
     }
 
     /// `local`: the service id of the same port's list of this node, if it has one.
@@ -301,7 +303,7 @@ impl Planner {
         snapshot: &PortSnapshot,
         local: u32,
         new: &mut New,
-    ) -> Result<(Arc<PortKey>, u32), Full> {
+    ) -> Result<List, Full> {
         let key = Arc::new(snapshot.key.clone());
         let known = self.ports.get(&key);
         let ranges = snapshot.source_ranges.as_ref().map(|limits| &limits.ranges);
@@ -395,31 +397,23 @@ impl Planner {
                 name: adopt::name_of(&key),
             });
         }
-        // A backend that has become local, or ceased to be, is written again where it is.
-        for address in &wanted {
-            let flags = if snapshot.local.contains(address) {
-                Backend::LOCAL
-            } else {
-                0
-            };
+        // A backend whose flags change is written again where it is, also if that is all that is left to
+        // do for it: clients with affinity go by them.
+        for (address, backend_id) in &ids {
             let written = self
                 .ports
                 .get(&key)
                 .and_then(|port| port.backends.get(address));
+            let flags = if wanted.contains(address) {
+                backends::flags_of(snapshot, address)
+            } else {
+                written.map_or(0, |backend| backend.flags & !Backend::CHOSEN)
+            };
             if written.is_some_and(|backend| backend.flags == flags) {
                 continue;
             }
-            let sock_addr = SockAddr::from(*address);
-            push(Step::WriteBackend {
-                id: ids[address],
-                backend: Backend {
-                    addr: sock_addr.addr,
-                    port_be: sock_addr.port_be,
-                    protocol: key.protocol.number(),
-                    flags,
-                    service: id,
-                },
-            });
+            let twin = written.map_or(0, |backend| backend.twin);
+            push(backends::write(&key, id, address, *backend_id, flags, twin));
         }
         for range in missing_ranges {
             push(Step::PutSourceRange { service: id, range });
@@ -430,6 +424,13 @@ impl Planner {
                 .iter()
                 .any(|(address, backend)| !wanted.contains(address) && backend.disused.is_none())
         });
+        let affinity = affinity::of(&key, snapshot.affinity_timeout_secs);
+        let is_as_it_was = unchanged
+            && !falls_out
+            && self
+                .ports
+                .get(&key)
+                .is_some_and(|port| port.affinity == affinity);
         let word = match (run, slots.len()) {
             (Some(run), count) => {
                 push(Step::WriteSlots {
@@ -441,12 +442,16 @@ impl Planner {
                     u32::try_from(count).unwrap_or(u32::MAX),
                 ))
             }
-            (None, _) if unchanged && !falls_out => None,
+            (None, _) if is_as_it_was => None,
             (None, _) if unchanged => self.ports.get(&key).map(|port| port.word),
             (None, _) => Some(ServiceWord::without_backends(snapshot.empty)),
         };
         if let Some(word) = word {
-            push(Step::Switch { service: id, word });
+            push(Step::Switch {
+                service: id,
+                word,
+                affinity,
+            });
         }
         for (address, kind) in &snapshot.frontends {
             let is_external = *kind != FrontendKind::ClusterIp;
@@ -488,9 +493,14 @@ impl Planner {
                 }
             }
         }
+        ids.retain(|address, _| wanted.contains(address));
         plan.targets
             .insert(Arc::clone(&key), Target { run, slots, wanted });
-        Ok((key, id))
+        Ok(List {
+            key,
+            id,
+            backends: ids,
+        })
     }
 
     fn plan_removal(&mut self, key: &Arc<PortKey>) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proxy_common::abi::ServiceWord;
+use proxy_common::abi::{ServiceAffinity, ServiceWord};
 
 use super::{
     ids::Epoch,
@@ -64,6 +64,7 @@ impl Planner {
                 push(Step::Switch {
                     service: port.id,
                     word: ServiceWord::default(),
+                    affinity: ServiceAffinity::NONE,
                 });
                 push(Step::RemoveName { service: port.id });
             }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use proxy_common::abi::{Frontend, ServiceWord, SockAddr};
+use proxy_common::abi::{Frontend, ServiceAffinity, ServiceWord, SockAddr};
 
 use super::{
     planner::{KnownBackend, Plan, Planned, Planner, Port, frontend_address, nobody},
@@ -30,6 +30,7 @@ impl Planner {
                     Port {
                         id: *service,
                         word: ServiceWord::default(),
+                        affinity: ServiceAffinity::NONE,
                         run: None,
                         slots: Vec::new(),
                         backends: BTreeMap::new(),
@@ -42,18 +43,21 @@ impl Planner {
             Step::WriteBackend { id, backend } => {
                 if let Some(port) = self.ports.get_mut(key) {
                     let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+                    // One that falls out of use is written again before the switch dates it.
+                    let disused = port.backends.get(&address).and_then(|b| b.disused);
                     port.backends.insert(
                         address,
                         KnownBackend {
                             id: *id,
                             flags: backend.flags,
-                            disused: None,
+                            twin: backend.twin,
+                            disused,
                         },
                     );
                 }
             }
             Step::WriteSlots { .. } => {}
-            Step::Switch { word, .. } => self.switched(plan, key, *word),
+            Step::Switch { word, affinity, .. } => self.switched(plan, key, *word, *affinity),
             Step::PutFrontend {
                 key: address,
                 frontend,
@@ -139,12 +143,19 @@ impl Planner {
         }
     }
 
-    fn switched(&mut self, plan: &mut Plan, key: &Arc<PortKey>, word: ServiceWord) {
+    fn switched(
+        &mut self,
+        plan: &mut Plan,
+        key: &Arc<PortKey>,
+        word: ServiceWord,
+        affinity: ServiceAffinity,
+    ) {
         let Some(port) = self.ports.get_mut(key) else {
             return;
         };
         let word_changed = port.word != word;
         port.word = word;
+        port.affinity = affinity;
         let Some(target) = plan.targets.remove(key) else {
             // Going out of use: the run is freed with the name.
             return;

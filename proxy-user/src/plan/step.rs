@@ -4,7 +4,8 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceName, ServiceWord,
+    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceAffinity, ServiceName,
+    ServiceWord,
 };
 
 /// One idempotent write to one map.
@@ -26,6 +27,7 @@ pub enum Step {
     Switch {
         service: u32,
         word: ServiceWord,
+        affinity: ServiceAffinity,
     },
     PutFrontend {
         key: FrontendKey,
@@ -151,12 +153,18 @@ impl fmt::Display for Step {
             Self::WriteSlots { first, backend_ids } => {
                 write!(f, "slots from {first} = {backend_ids:?}")
             }
-            Self::Switch { service, word } => write!(
-                f,
-                "service {service} -> {} slots from {}",
-                word.count(),
-                word.first_slot()
-            ),
+            Self::Switch {
+                service,
+                word,
+                affinity,
+            } => {
+                let (count, first) = (word.count(), word.first_slot());
+                write!(f, "service {service} -> {count} slots from {first}")?;
+                match affinity.timeout_secs() {
+                    0 => Ok(()),
+                    secs => write!(f, ", affinity for {secs} s"),
+                }
+            }
             Self::PutFrontend { key, frontend } => {
                 f.write_str("frontend ")?;
                 show_key(key, f)?;

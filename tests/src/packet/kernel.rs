@@ -14,13 +14,14 @@ use nix::{
 };
 use proxy_common::{
     abi::{
-        Backend, Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        PortRange, SourceRange, SourceRangeKey, Tuple, map,
+        AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, PortRange, Service, SourceRange, SourceRangeKey,
+        Tuple, map,
     },
     datapath::path::{Hook, Verdict},
     wire::{link::Link, packet::MAX_SUM},
 };
-use proxy_user::loader::OBJECT;
+use proxy_user::{expiry::monotonic_ns, loader::OBJECT};
 
 use super::{Scene, scene::UPLINK};
 use crate::netns;
@@ -157,9 +158,10 @@ impl Kernel {
             for (key, frontend) in scene.frontends() {
                 frontends.insert(key.to_bytes(), frontend.to_bytes(), 0)?;
             }
-            let mut services: Array<_, u64> = self.map(map::SERVICES)?.try_into()?;
-            for (id, word) in scene.services() {
-                services.set(id, word.0, 0)?;
+            let mut services: Array<_, Bytes<{ Service::SIZE }>> =
+                self.map(map::SERVICES)?.try_into()?;
+            for (id, service) in scene.services() {
+                services.set(id, service.to_bytes(), 0)?;
             }
             let mut backends: Array<_, Bytes<{ Backend::SIZE }>> =
                 self.map(map::BACKENDS)?.try_into()?;
@@ -188,10 +190,10 @@ impl Kernel {
         for (addr, prefix_length) in Scene::service_nets() {
             nets.insert(&lpm_trie::Key::new(prefix_length, addr.words), 1, 0)?;
         }
-        Ok(())
+        self.fill_affinity()
     }
 
-    /// Forgets all flows.
+    /// Forgets all flows, and all clients but those of the scene.
     pub fn forget(&mut self) -> Result<()> {
         for name in [map::FLOWS, map::HALF_OPEN] {
             let flows: HashMap<&mut MapData, [u8; Tuple::SIZE], [u8; FlowEntry::SIZE]> =
@@ -200,7 +202,22 @@ impl Kernel {
         }
         let fragments: HashMap<_, [u8; FragmentKey::SIZE], [u8; FragmentPorts::SIZE]> =
             self.map(map::FRAGMENTS)?.try_into()?;
-        clear(fragments)
+        clear(fragments)?;
+        self.fill_affinity()
+    }
+
+    fn fill_affinity(&mut self) -> Result<()> {
+        type Table<'a> =
+            HashMap<&'a mut MapData, [u8; AffinityKey::SIZE], [u8; AffinityEntry::SIZE]>;
+        let table: Table<'_> = self.map(map::AFFINITY)?.try_into()?;
+        clear(table)?;
+        let mut table: Table<'_> = self.map(map::AFFINITY)?.try_into()?;
+        for scene in Scene::BOTH {
+            for (key, entry) in scene.affinity(monotonic_ns()) {
+                table.insert(key.to_bytes(), entry.to_bytes(), 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets every CPU answer as if it hadn't for long.

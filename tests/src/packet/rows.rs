@@ -190,6 +190,16 @@ pub fn rows() -> Vec<Row> {
             own_backend(scene),
         );
         add("to a backend that is a frontend", odd(scene));
+        add("to the backend that it got last", sticky(scene));
+        for (what, client, port) in [
+            ("that got none before", scene.other_client(), 80),
+            ("that got one too long ago", scene.client(), 82),
+            ("whose backend gets no new connections", scene.client(), 83),
+        ] {
+            let to = Make::new(Transport::Udp, client, at(scene.sticky_vip(), port));
+            let name = format!("with affinity, from a client {what}");
+            add(&name, remote(scene, &to));
+        }
     }
     rows
 }
@@ -314,6 +324,19 @@ fn remote(scene: Scene, to: &Make) -> Vec<Step> {
     steps.push(passed(Hook::Egress, outside.frame(), Passed::NotOurs));
     steps.push(passed(Hook::Egress, shown.frame(), Passed::NotOurs));
     steps
+}
+
+/// By both lists; each time it is a new flow.
+fn sticky(scene: Scene) -> Vec<Step> {
+    (0..)
+        .zip([80, 81, 80, 81])
+        .flat_map(|(i, port)| {
+            let mut client = scene.client();
+            client.set_port(client.port() + i);
+            let vip = at(scene.sticky_vip(), port);
+            local(scene, &Make::new(Transport::Udp, client, vip))
+        })
+        .collect()
 }
 
 fn fragments(scene: Scene, to: &Make) -> Vec<Step> {

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::{
     abi::{
-        Addr, Backend, Device, Empty, Frontend, FrontendKey, FrontendKind, PortRange, Protocol,
-        ServiceWord,
+        Addr, AffinityEntry, AffinityKey, Backend, Client, Device, Empty, Frontend, FrontendKey,
+        FrontendKind, PortRange, Protocol, Service, ServiceAffinity, ServiceWord,
     },
     datapath::{fake::Maps, path::Route},
     wire::link::Link,
@@ -17,6 +17,15 @@ pub const UPLINK: u32 = 7;
 pub const GUEST: u32 = 8;
 /// The link-layer address of both.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// A backend, before its family gives it numbers of its own.
+struct Endpoint {
+    number: u32,
+    service: u32,
+    ip: IpAddr,
+    port: u16,
+    flags: u8,
+}
 
 /// One address family's cast.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +122,13 @@ impl Scene {
         self.ip("192.0.2.16", "2001:db8::16")
     }
 
+    /// Of Services with affinity, whose slots all name the endpoint elsewhere. [`Self::client`] got the
+    /// one here: of port 80 a moment ago; of port 82 too long ago; of port 83 before it got no new
+    /// connections any more. Port 81 is another list of the same Service port as 80.
+    pub fn sticky_vip(self) -> IpAddr {
+        self.ip("192.0.2.17", "2001:db8::17")
+    }
+
     /// Of a Service whose backend is elsewhere.
     pub fn far_vip(self) -> IpAddr {
         self.ip("192.0.2.20", "2001:db8::20")
@@ -178,6 +194,9 @@ impl Scene {
         all.push((self.lost_vip(), 80, udp, 9));
         all.push((self.own_vip(), 80, udp, 10));
         all.push((self.odd_vip(), 80, tcp, 11));
+        for (port, service) in [(80, 12), (81, 14), (82, 16), (83, 18)] {
+            all.push((self.sticky_vip(), port, udp, service));
+        }
         // A NodePort as the node's own processes dial it.
         all.push((self.localhost(), 30080, Protocol::Udp, 2));
         let address = Frontend {
@@ -217,55 +236,105 @@ impl Scene {
         ports.chain([(known, address)]).collect()
     }
 
-    /// Slots and backends have the numbers of their Services.
-    pub fn services(self) -> Vec<(u32, ServiceWord)> {
-        let mut all: Vec<_> = self
+    /// A slot has the number of its Service, and so has the backend it names.
+    pub fn services(self) -> Vec<(u32, Service)> {
+        let mut all: Vec<(u32, Service)> = self
             .endpoints()
-            .map(|(n, ..)| {
-                let id = self.service(n);
-                (id, ServiceWord::with_backends(id, 1))
+            .filter(|endpoint| endpoint.number == endpoint.service)
+            .map(|endpoint| {
+                let id = self.service(endpoint.service);
+                let word = ServiceWord::with_backends(id, 1);
+                let affinity = self.affinity_of(endpoint.service);
+                (id, Service { word, affinity })
             })
             .collect();
-        all.push((
-            self.service(7),
-            ServiceWord::without_backends(Empty::Refuse),
-        ));
-        all.push((self.service(8), ServiceWord::without_backends(Empty::Drop)));
+        for (number, empty) in [(7, Empty::Refuse), (8, Empty::Drop)] {
+            let word = ServiceWord::without_backends(empty);
+            all.push((self.service(number), word.into()));
+        }
         all
+    }
+
+    fn affinity_of(self, service: u32) -> ServiceAffinity {
+        let [secs, port] = match service {
+            12 | 14 => [86_400, 12],
+            16 => [1, 16],
+            18 => [86_400, 18],
+            _ => return ServiceAffinity::NONE,
+        };
+        ServiceAffinity::new(secs, self.service(port).into())
+    }
+
+    /// What the client got last.
+    pub fn affinity(self, now_ns: u64) -> Vec<(AffinityKey, AffinityEntry)> {
+        [(12, 13, now_ns), (16, 17, 0), (18, 19, now_ns)]
+            .map(|(service, backend, used_ns)| {
+                let key = AffinityKey {
+                    port: self.affinity_of(service).port(),
+                    client: Client::of_packet(self.client().ip().into()),
+                };
+                let entry = AffinityEntry {
+                    used_ns,
+                    backend: SocketAddr::new(self.pod(), 8080).into(),
+                    backend_id: self.service(backend),
+                };
+                (key, entry)
+            })
+            .into()
     }
 
     pub fn backends(self) -> Vec<(u32, Backend)> {
         self.endpoints()
-            .map(|(n, at, flags)| {
+            .map(|endpoint| {
                 let backend = Backend {
-                    addr: at.ip().into(),
-                    port_be: at.port().to_be(),
+                    addr: endpoint.ip.into(),
+                    port_be: endpoint.port.to_be(),
                     protocol: 0,
-                    flags,
-                    service: self.service(n),
+                    flags: endpoint.flags,
+                    twin: match endpoint.number {
+                        13 => self.service(15),
+                        15 => self.service(13),
+                        _ => 0,
+                    },
+                    service: self.service(endpoint.service),
                 };
-                (self.service(n), backend)
+                (self.service(endpoint.number), backend)
             })
             .collect()
     }
 
-    /// The one of each Service that has one.
-    fn endpoints(self) -> impl Iterator<Item = (u32, SocketAddr, u8)> {
-        let here = (self.pod(), 8080, Backend::LOCAL);
-        let far = (self.far_pod(), 8080, 0);
+    /// The one of each Service that has one; those with affinity have another that no slot names.
+    fn endpoints(self) -> impl Iterator<Item = Endpoint> {
+        const HERE: u8 = Backend::LOCAL | Backend::CHOSEN;
+        const FAR: u8 = Backend::CHOSEN;
+        let (pod, far) = (self.pod(), self.far_pod());
         [
-            (1, here),
-            (2, here),
-            (3, here),
-            (4, far),
-            (5, far),
-            (6, far),
-            (9, (self.lost_pod(), 8080, 0)),
-            (10, (self.node(), 8080, 0)),
-            (11, (self.idle_vip(), 80, 0)),
+            (1, 1, pod, HERE),
+            (2, 2, pod, HERE),
+            (3, 3, pod, HERE),
+            (4, 4, far, FAR),
+            (5, 5, far, FAR),
+            (6, 6, far, FAR),
+            (9, 9, self.lost_pod(), FAR),
+            (10, 10, self.node(), FAR),
+            (11, 11, self.idle_vip(), FAR),
+            (12, 12, far, FAR),
+            (13, 12, pod, HERE),
+            (14, 14, far, FAR),
+            (15, 14, pod, HERE),
+            (16, 16, far, FAR),
+            (17, 16, pod, HERE),
+            (18, 18, far, FAR),
+            (19, 18, pod, Backend::LOCAL),
         ]
         .into_iter()
-        .map(|(n, (ip, port, flags))| (n, SocketAddr::new(ip, port), flags))
+        .map(|(number, service, ip, flags)| Endpoint {
+            number,
+            service,
+            ip,
+            port: if number == 11 { 80 } else { 8080 },
+            flags,
+        })
     }
 
     /// Who may dial what.
@@ -369,6 +438,8 @@ impl Scene {
             let backends = scene.backends();
             maps.slots.extend(backends.iter().map(|(id, _)| (*id, *id)));
             maps.backends.extend(backends);
+            let entries = scene.affinity(maps.now_ns.get());
+            maps.affinity.borrow_mut().extend(entries);
             maps.routes.extend(scene.routes());
             maps.barred.insert(scene.barred_client().ip().into());
             for (service, addr) in scene.source_ranges() {

@@ -57,6 +57,8 @@ pub enum Reason {
     NoClusterIp,
     #[error("{0} is not a port number")]
     NotAPort(i32),
+    #[error("{0} is not a number of seconds that a client may keep its backend")]
+    NotATimeout(i32),
     #[error("{0:?} is not a protocol of Services")]
     UnknownProtocol(String),
     #[error("an earlier port has the name {0:?} too")]
@@ -99,6 +101,7 @@ impl Reason {
                 "write its address in spec.clusterIP (or None if it is to be headless)"
             }
             Self::NotAPort(_) => "use 1 to 65535",
+            Self::NotATimeout(_) => "use 1 to 86400; until then it is 10800",
             Self::UnknownProtocol(_) => "use TCP, UDP or SCTP",
             Self::RepeatedAddress(_) => {
                 "list it once; it counts once, and a record that is not terminating comes first"

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
 };
 
 use ipnet::IpNet;
@@ -78,6 +78,11 @@ pub fn service(service: core::Service) -> Ingested {
             TrafficPolicy::Cluster
         },
         health_check,
+        affinity_timeout_secs: affinity_timeout_secs(
+            spec.session_affinity.as_deref(),
+            spec.session_affinity_config,
+            &mut problems,
+        ),
         name,
     };
     Ingested {
@@ -135,6 +140,44 @@ fn traffic_policy(policy: Option<&str>, field: &str, problems: &mut Problems) ->
             TrafficPolicy::Cluster
         }
     }
+}
+
+/// `DefaultClientIPServiceAffinitySeconds` in `pkg/apis/core/v1/defaults.go`.
+const DEFAULT_AFFINITY_TIMEOUT_SECS: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
+/// `MaxClientIPServiceAffinitySeconds` in `pkg/apis/core/types.go`.
+const MAX_AFFINITY_TIMEOUT_SECS: u32 = 86_400;
+
+/// `None` without affinity.
+fn affinity_timeout_secs(
+    affinity: Option<&str>,
+    config: Option<core::SessionAffinityConfig>,
+    problems: &mut Problems,
+) -> Option<NonZeroU32> {
+    match affinity {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            problems.add("spec.sessionAffinity", Reason::UnknownValue(other.into()));
+            return None;
+        }
+    }
+    let timeout = config
+        .and_then(|config| config.client_ip)
+        .and_then(|client_ip| client_ip.timeout_seconds);
+    let Some(timeout) = timeout else {
+        return Some(DEFAULT_AFFINITY_TIMEOUT_SECS);
+    };
+    let valid = u32::try_from(timeout)
+        .ok()
+        .and_then(NonZeroU32::new)
+        .filter(|secs| secs.get() <= MAX_AFFINITY_TIMEOUT_SECS);
+    if valid.is_none() {
+        problems.add(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            Reason::NotATimeout(timeout),
+        );
+    }
+    Some(valid.unwrap_or(DEFAULT_AFFINITY_TIMEOUT_SECS))
 }
 
 fn created_secs(meta: &ObjectMeta) -> i64 {

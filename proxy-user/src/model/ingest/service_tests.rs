@@ -82,6 +82,7 @@ fn a_plain_service_arrives_with_its_defaults() {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             health_check: None,
+            affinity_timeout_secs: None,
         }
     );
 }
@@ -281,6 +282,49 @@ fn e12_external_policy_local_counts_only_where_there_is_an_outside() {
 }
 
 #[test]
+fn s2_client_ip_affinity_lasts_three_hours_unless_it_says_otherwise() {
+    let client_ip = |config: Value| {
+        let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config});
+        applied(with(json!({"spec": spec})))
+    };
+    let seconds = |seconds: i64| client_ip(json!({"clientIP": {"timeoutSeconds": seconds}}));
+    for config in [json!(null), json!({}), json!({"clientIP": {}})] {
+        let (service, problems) = client_ip(config);
+        assert_eq!(service.affinity_timeout_secs, NonZeroU32::new(10_800));
+        assert_eq!(problems, [""; 0]);
+    }
+    for valid in [1, 86_400] {
+        let (service, problems) = seconds(valid);
+        let wanted = NonZeroU32::new(valid.try_into().expect("positive"));
+        assert_eq!(service.affinity_timeout_secs, wanted);
+        assert_eq!(problems, [""; 0]);
+    }
+    for invalid in [i64::from(i32::MIN), -1, 0, 86_401] {
+        let (service, problems) = seconds(invalid);
+        assert_eq!(service.affinity_timeout_secs, NonZeroU32::new(10_800));
+        assert_eq!(
+            problems,
+            [format!(
+                "Service ns/svc: spec.sessionAffinityConfig.clientIP.timeoutSeconds: {invalid} is not \
+                 a number of seconds that a client may keep its backend; use 1 to 86400; until then \
+                 it is 10800"
+            )]
+        );
+    }
+}
+
+#[test]
+fn s5_without_client_ip_there_is_no_affinity_whatever_the_configuration() {
+    let config = json!({"clientIP": {"timeoutSeconds": 5}});
+    for affinity in [json!(null), json!(""), json!("None")] {
+        let spec = json!({"sessionAffinity": affinity, "sessionAffinityConfig": config});
+        let (service, problems) = applied(with(json!({"spec": spec})));
+        assert_eq!(service.affinity_timeout_secs, None);
+        assert_eq!(problems, [""; 0]);
+    }
+}
+
+#[test]
 fn a_bad_port_costs_only_itself() {
     let (service, problems) = applied(with(json!({"spec": {"ports": [
         {"name": "a", "port": 0},
@@ -366,7 +410,8 @@ fn text() -> impl Strategy<Value = Value> {
             "Local",
             "LoadBalancer",
             "ExternalName",
-            "Proxy"
+            "Proxy",
+            "ClientIP"
         ])
         .prop_map(Value::from),
     ]
@@ -392,11 +437,13 @@ prop_compose! {
         ips in prop::collection::vec(text().prop_map(|v| if v.is_null() { "".into() } else { v }), 0..4),
         ports in prop::collection::vec(any_port(), 0..4),
         internal in text(), external in text(), lb in text(), mode in text(),
+        affinity in text(), timeout in number(),
     ) -> Value {
         json!({
             "metadata": {"name": name, "namespace": namespace},
             "spec": {"type": type_, "clusterIP": ip, "clusterIPs": ips, "externalIPs": ips, "ports": ports,
-                "loadBalancerSourceRanges": ips, "internalTrafficPolicy": internal, "externalTrafficPolicy": external},
+                "loadBalancerSourceRanges": ips, "internalTrafficPolicy": internal, "externalTrafficPolicy": external,
+                "sessionAffinity": affinity, "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout}}},
             "status": {"loadBalancer": {"ingress": [{"ip": lb, "ipMode": mode}]}},
         })
     }

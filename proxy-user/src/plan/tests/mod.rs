@@ -5,6 +5,7 @@ mod world;
 
 use oracle::{Desired, desired, one};
 use proptest::prelude::*;
+use proxy_common::abi::ServiceWord;
 use world::{Failure, World};
 
 use super::Used;
@@ -77,7 +78,12 @@ fn nothing_is_left(world: &mut World) {
     assert!(maps.maps.frontends.is_empty() && maps.names.is_empty());
     assert!(maps.maps.backends.is_empty());
     assert!(maps.maps.source_ranges.is_empty() && maps.maps.service_nets.is_empty());
-    assert!(maps.maps.services.values().all(|word| word.0 == 0));
+    assert!(
+        maps.maps
+            .services
+            .values()
+            .all(|service| *service == ServiceWord::default().into())
+    );
 }
 
 #[test]

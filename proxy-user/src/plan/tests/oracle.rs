@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use ipnet::IpNet;
@@ -204,8 +205,8 @@ pub(super) fn local_twin(key: &PortKey) -> PortKey {
 
 /// A port of a Service: what it chooses and keeps, and which of those are local, as sets of backend
 /// numbers; whether it drops when it is empty; whether outside is local; source ranges (and the node,
-/// and the pods) as a set.
-type PortSpec = ([u8; 3], bool, bool, Option<u8>);
+/// and the pods) as a set; seconds of affinity.
+type PortSpec = ([u8; 3], bool, bool, Option<u8>, u32);
 
 fn addresses(set: u8) -> Vec<SocketAddr> {
     members(set, BACKENDS)
@@ -222,6 +223,7 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
         any::<bool>(),
         any::<bool>(),
         prop::option::of(0u8..1 << (RANGES + 2)),
+        0u32..3,
     );
     let ports = prop::collection::vec(prop::option::weighted(0.6, port), usize::from(SERVICES) * 3);
     let owners = prop::collection::vec(0usize..14, usize::from(VIPS));
@@ -248,7 +250,7 @@ fn members(set: u8, count: u8) -> impl Iterator<Item = u8> {
 pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
     let index = usize::from(service) * 3;
     let mut ports = vec![None; usize::from(SERVICES) * 3];
-    ports[index] = Some(([chosen, 0, 0], false, false, None));
+    ports[index] = Some(([chosen, 0, 0], false, false, None, 0));
     let owner = |vip| {
         if vips.contains(&vip) {
             index
@@ -280,7 +282,7 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired 
                 scope,
             };
             keys.push(key.clone());
-            if let Some(([chosen, kept, local], drop, outside, ranges)) = spec {
+            if let Some(([chosen, kept, local], drop, outside, ranges, affinity)) = spec {
                 let is_cluster = scope == Scope::Cluster;
                 let has_twin = port == "b" && specs[2].is_some();
                 let wanted = addresses(chosen | kept);
@@ -296,6 +298,7 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired 
                             .filter(|address| addresses(*local).contains(address))
                             .collect(),
                         empty: if *drop { Empty::Drop } else { Empty::Refuse },
+                        affinity_timeout_secs: NonZeroU32::new(*affinity),
                         outside_is_local: is_cluster && has_twin && *outside,
                         source_ranges: ranges.filter(|_| is_cluster).map(|set| SourceRanges {
                             ranges: members(set, RANGES).map(range).collect(),

@@ -3,13 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use ipnet::IpNet;
 use proxy_common::{
-    abi::{Addr, Backend, Counter, Frontend, FrontendKey, ServiceName, ServiceWord, SockAddr, map},
+    abi::{
+        Addr, Backend, Client as Source, Counter, Frontend, FrontendKey, ServiceName, ServiceWord,
+        SockAddr, map,
+    },
     datapath::{
-        lookup::{NoChoice, choose},
+        lookup::{NoChoice, Visit, choose},
         socket::{Verdict, connect},
     },
 };
@@ -126,7 +130,11 @@ fn dial_from(store: &FakeStore, address: &FrontendAddress, source: IpAddr) -> Op
         0 => frontend.service,
         outside => outside,
     };
-    Some(match choose(&store.maps, service) {
+    let visit = || Visit {
+        client: Source::of_packet(source.into()),
+        now_ns: 0,
+    };
+    Some(match choose(&store.maps, service, visit) {
         Ok(choice) => Outcome::To([choice.address.socket_addr()].into()),
         Err(NoChoice::NoEndpoints) => Outcome::Refuse,
         Err(NoChoice::NoLocalEndpoint) => Outcome::Drop,
@@ -455,7 +463,7 @@ impl World {
             named.into_iter().flatten().filter(|service| *service != 0)
         });
         let readers = services.map(|service| {
-            let word = inner.maps.services[&service];
+            let word = inner.maps.services[&service].word;
             let backends = (word.first_slot()..word.first_slot() + word.count())
                 .map(|slot| {
                     let id = inner.maps.slots[&slot];
@@ -566,15 +574,48 @@ impl World {
             {
                 ranges.insert(*id, limits.ranges.clone());
             }
+            let service = &observed.services[id];
+            let timeout = port.affinity_timeout_secs.map_or(0, NonZeroU32::get);
+            assert_eq!(service.affinity.timeout_secs(), timeout, "{}", port.key);
+            let other_scope = 1 - name.scope;
+            let other = observed
+                .names
+                .iter()
+                .find(|(_, other)| other.text() == name.text() && other.scope == other_scope);
+            if timeout != 0
+                && let Some((other, _)) = other
+                && observed.services[other].affinity.is_on()
+            {
+                let number = observed.services[other].affinity.port();
+                assert_eq!(service.affinity.port(), number, "{}", port.key);
+            }
             let backends = observed.backends.values().filter(|b| b.service == *id);
             for backend in backends {
-                let at = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+                let address = |backend: &Backend| {
+                    SockAddr::from_parts(backend.addr, backend.port_be).socket_addr()
+                };
+                let at = address(backend);
+                let has = |flag| backend.flags & flag != 0;
+                let key = &port.key;
                 assert_eq!(
-                    backend.flags == Backend::LOCAL,
+                    has(Backend::LOCAL),
                     port.local.contains(&at),
-                    "{at} of {}",
-                    port.key
+                    "{at} of {key}"
                 );
+                assert_eq!(
+                    has(Backend::CHOSEN),
+                    port.chosen.contains(&at),
+                    "{at} of {key}"
+                );
+                let twin = observed
+                    .backends
+                    .iter()
+                    .find(|(_, twin)| {
+                        other.is_some_and(|(other, _)| twin.service == *other)
+                            && address(twin) == at
+                    })
+                    .map_or(0, |(id, _)| *id);
+                assert_eq!(backend.twin, twin, "{at} of {key}");
             }
         }
         assert_eq!(ranges, observed.source_ranges.into_iter().collect());
