@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     Agent, EndpointSlice, ManifestDir, Pod, Service, Source, World, net_error,
-    probe::Answer,
+    probe::{Answer, any_like},
     stage::{PATIENCE, TARGET, serve},
 };
 
@@ -132,11 +132,7 @@ pub fn reached(from: &Pod, tcp: SocketAddr, udp: SocketAddr, wanted: Wanted<'_>)
         ("connected UDP", BTreeSet::new()),
         ("UDP", BTreeSet::new()),
     ];
-    let any = if udp.is_ipv6() {
-        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
-    } else {
-        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
-    };
+    let any = any_like(udp);
     for _ in 0..rounds(wanted.len()) {
         let connection = from.connect(tcp)?;
         let by_tcp = connection.exchange("TCP")?;

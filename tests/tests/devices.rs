@@ -452,27 +452,22 @@ fn by_filters_ours_is_last_on_the_way_in_and_first_on_the_way_out() -> Result<()
         }
         prefs
     };
-    let [ingress, egress] = ground.filters()?;
-    ensure!(
-        prefs(&ingress) == [(100, false), (65535, true)],
-        "{ingress}"
-    );
-    ensure!(
-        prefs(&egress) == [(1, false), (2, true), (100, false)],
-        "{egress}"
-    );
+    let in_order = |[ingress, egress]: [String; 2]| {
+        ensure!(
+            prefs(&ingress) == [(100, false), (65535, true)],
+            "{ingress}"
+        );
+        ensure!(
+            prefs(&egress) == [(1, false), (2, true), (100, false)],
+            "{egress}"
+        );
+        Ok(())
+    };
+    in_order(ground.filters()?)?;
     // A restart replaces ours where they are, and nobody else's.
     ground.restart(&[&["--devices", "eth0"], &CLSACT[..]].concat())?;
     ground.agent.wait_line(&["eth0", "taken over"], PATIENCE)?;
-    let [ingress, egress] = ground.filters()?;
-    ensure!(
-        prefs(&ingress) == [(100, false), (65535, true)],
-        "{ingress}"
-    );
-    ensure!(
-        prefs(&egress) == [(1, false), (2, true), (100, false)],
-        "{egress}"
-    );
+    in_order(ground.filters()?)?;
     ground.agent.stop()?;
     let told = ground.agent.cleanup()?;
     ensure!(told.contains("removed ingress filter of eth0"), "{told}");

@@ -287,12 +287,12 @@ fn flows_live_as_long_as_the_node_says() {
     });
     let known = |packet: &Make| {
         let verdict = ingress(&maps, packet);
-        let is_new = verdict == Verdict::Stack(Done::NewFlow);
+        let is_known = verdict == Verdict::Stack(Done::Forwarded);
         assert!(
-            is_new || verdict == Verdict::Stack(Done::Forwarded),
+            is_known || verdict == Verdict::Stack(Done::NewFlow),
             "{verdict:?}"
         );
-        !is_new
+        is_known
     };
     let pass = |seconds| maps.now_ns.set(maps.now_ns.get() + seconds * SECOND);
     let data = to_vip(tcp("A", 101, 9001));

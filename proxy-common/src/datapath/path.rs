@@ -183,6 +183,7 @@ pub enum DropReason {
     NoLocalEndpoint,
     NotAllowed,
     UnallocatedClusterIp,
+    OrphanFragment,
     StrayReset,
     NoSnatPort,
     NoSource,
@@ -203,6 +204,7 @@ impl DropReason {
             Self::NoLocalEndpoint => Counter::PacketNoLocalEndpoint,
             Self::NotAllowed => Counter::PacketNotAllowed,
             Self::UnallocatedClusterIp => Counter::PacketUnallocatedClusterIp,
+            Self::OrphanFragment => Counter::PacketOrphanFragment,
             Self::StrayReset => Counter::PacketStrayReset,
             Self::NoSnatPort => Counter::PacketNoSnatPort,
             Self::NoSource => Counter::PacketNoSource,
@@ -321,7 +323,7 @@ fn story(
     }
     let now_ns = node.now_ns();
     if matches!(work.flow.kind, Kind::LaterFragment) && !learn_ports(node, &mut work.flow, now_ns) {
-        return Ok(Verdict::Pass(Passed::OrphanFragment));
+        return orphan(node, &work.flow.tuple.dst);
     }
     if let Some(table) = conntrack::lookup(node, &work.flow.tuple, now_ns, &mut work.entry) {
         if !concerns(hook, &work.entry) {
@@ -655,6 +657,17 @@ fn stranger(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
         return Err(DropReason::UnallocatedClusterIp);
     }
     Ok(Verdict::Pass(Passed::NotOurs))
+}
+
+/// A later fragment whose first one has not come, or was translated by nobody. It can't be told what it
+/// is for; if that is a ClusterIP, nobody beyond this node is to see it.
+#[inline(always)]
+fn orphan(node: &impl Node, dst: &Addr) -> Result<Verdict, DropReason> {
+    if node.frontend(&FrontendKey::of_address(*dst)).is_some() || node.is_in_service_nets(dst) {
+        Err(DropReason::OrphanFragment)
+    } else {
+        Ok(Verdict::Pass(Passed::OrphanFragment))
+    }
 }
 
 /// Writes both entries of a new flow.

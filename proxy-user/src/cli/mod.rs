@@ -9,6 +9,7 @@ mod status;
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::Builder;
 
 use crate::{
     config::ConfigError,
@@ -54,7 +55,11 @@ struct PinArgs {
 
 /// Runs what asks netlink.
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
-    Ok(tokio::runtime::Builder::new_current_thread()
+    block_on_runtime(Builder::new_current_thread(), work)
+}
+
+fn block_on_runtime<T>(mut runtime: Builder, work: impl Future<Output = T>) -> Result<T, CliError> {
+    Ok(runtime
         .enable_all()
         .build()
         .map_err(|source| CliError::Io {

@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use proxy_common::abi::PortRange;
+use tokio::runtime::Builder;
 
-use super::{CliError, PinArgs, cleanup, snat_ports};
+use super::{CliError, PinArgs, block_on_runtime, cleanup, snat_ports};
 use crate::{
     app,
     config::{self, ProxyFlags},
@@ -161,15 +162,9 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             timeouts: settings.timeouts,
         },
     };
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::Io {
-            what: "the runtime",
-            source,
-        })?
-        .block_on(app::run(config))
+    let mut runtime = Builder::new_multi_thread();
+    runtime.worker_threads(2);
+    block_on_runtime(runtime, app::run(config))?
 }
 
 /// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.

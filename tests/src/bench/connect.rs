@@ -6,7 +6,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{
     Args,
@@ -22,15 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Acceptors of the server.
 const ACCEPTORS: usize = 2;
 
-pub(super) fn run(args: &Args) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for &services in &args.services {
-        rows.extend(with_services(args, services).with_context(|| format!("{services} Services"))?);
-    }
-    Ok(rows)
-}
-
-fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
+pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
     let world = World::builder()
         .node("node-a", ["client", "server"])
         .guest("without-programs")

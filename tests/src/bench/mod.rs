@@ -8,8 +8,10 @@ mod report;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
+use self::report::Row;
 use crate::binaries;
 
 /// Measures kube-portal against the same thing without it.
@@ -53,12 +55,23 @@ enum Name {
     Nodeport,
 }
 
+fn with_each_number(
+    args: &Args,
+    measure: impl Fn(&Args, usize) -> Result<Vec<Row>>,
+) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &services in &args.services {
+        rows.extend(measure(args, services).with_context(|| format!("{services} Services"))?);
+    }
+    Ok(rows)
+}
+
 /// Runs one benchmark and prints its figures.
 pub fn main(args: &Args) -> ExitCode {
     let result = binaries::use_these(args.agent.clone(), args.probe.clone()).and_then(|()| {
         match args.name {
-            Name::Connect => connect::run(args),
-            Name::Nodeport => nodeport::run(args),
+            Name::Connect => with_each_number(args, connect::with_services),
+            Name::Nodeport => with_each_number(args, nodeport::with_services),
         }
     });
     match result {

@@ -94,15 +94,7 @@ const CASES: [Case; 4] = [
     },
 ];
 
-pub(super) fn run(args: &Args) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for &services in &args.services {
-        rows.extend(with_services(args, services).with_context(|| format!("{services} Services"))?);
-    }
-    Ok(rows)
-}
-
-fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
+pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
     let grounds = args
         .sides
         .iter()

@@ -715,6 +715,11 @@ fn unknown_ports(scene: Scene, hook: Hook) -> Vec<Step> {
     ];
     let [first, rest] = udp.fragments();
     steps.push(ends(first, refused));
+    let orphan = Verdict::Drop(DropReason::OrphanFragment);
+    steps.push(ends(rest, orphan));
+    let [_, rest] = free(Transport::Udp).fragments();
+    steps.push(ends(rest, orphan));
+    let [_, rest] = to(Transport::Udp, scene.far_pod(), 80).fragments();
     steps.push(passed(hook, rest, Passed::OrphanFragment));
     let from_pod: Vec<_> = steps.iter().cloned().map(at_guest).collect();
     steps.extend(from_pod);

@@ -1,14 +1,14 @@
 //! Times of connect() and round trips, target after target in each round.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{BenchKind, BenchPlan, BenchResult, NetError};
+use super::{BenchKind, BenchPlan, BenchResult, NetError, any_like};
 
 /// No single operation may hang the bench.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,11 +62,7 @@ impl Target {
     fn open(kind: BenchKind, addr: SocketAddr) -> io::Result<Self> {
         let domain = Domain::for_address(addr);
         let udp = || -> io::Result<UdpSocket> {
-            let socket = if addr.is_ipv6() {
-                UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?
-            } else {
-                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?
-            };
+            let socket = UdpSocket::bind(any_like(addr))?;
             socket.set_read_timeout(Some(TIMEOUT))?;
             Ok(socket)
         };

@@ -1,13 +1,13 @@
 //! As much as goes: transactions, datagrams or bytes in a time.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{LoadKind, LoadPlan, LoadResult, NetError};
+use super::{LoadKind, LoadPlan, LoadResult, NetError, any_like};
 
 /// What a transaction may take; a lost packet of UDP costs no more than this.
 const TIMEOUT: Duration = Duration::from_millis(200);
@@ -58,11 +58,7 @@ enum Work {
 impl Work {
     fn open(kind: LoadKind, to: SocketAddr) -> io::Result<Self> {
         let udp = || -> io::Result<UdpSocket> {
-            let socket = if to.is_ipv6() {
-                UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?
-            } else {
-                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?
-            };
+            let socket = UdpSocket::bind(any_like(to))?;
             socket.set_read_timeout(Some(TIMEOUT))?;
             socket.connect(to)?;
             Ok(socket)

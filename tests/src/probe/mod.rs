@@ -20,6 +20,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+pub use udp::any_like;
+
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 

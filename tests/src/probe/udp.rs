@@ -8,17 +8,23 @@ use std::time::{Duration, Instant};
 use super::tcp::parse_answer;
 use super::{Answer, NetError, Tally};
 
+/// Any port of any address of the same family.
+pub fn any_like(addr: SocketAddr) -> SocketAddr {
+    if addr.is_ipv6() {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    }
+}
+
 pub(super) fn open(
     bind: Option<SocketAddr>,
     connect: Option<SocketAddr>,
 ) -> Result<UdpSocket, NetError> {
     let start = Instant::now();
-    let any: SocketAddr = if bind.or(connect).is_some_and(|addr| addr.is_ipv6()) {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    };
-    let bind = bind.unwrap_or(any);
+    let bind = bind
+        .or(connect.map(any_like))
+        .unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
     let socket = UdpSocket::bind(bind)
         .map_err(|error| NetError::new(format!("bind UDP {bind}"), &error, start))?;
     if let Some(to) = connect {
@@ -82,11 +88,7 @@ pub(super) fn exchange(
 
 pub(super) fn ask_many(to: SocketAddr, count: usize, connected: bool, timeout: Duration) -> Tally {
     let mut tally = Tally::default();
-    let any = if to.is_ipv6() {
-        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
-    } else {
-        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
-    };
+    let any = any_like(to);
     for number in 0..count {
         let payload = number.to_string();
         let outcome = if connected {
