@@ -16,8 +16,16 @@ use crate::{
 
 /// How long nothing has to come before it counts as silence; a refusal comes at once.
 const SILENCE: Duration = Duration::from_millis(400);
-/// Rounds per backend until each was surely chosen once.
-const ROUNDS: usize = 16;
+/// How often one is asked for a uniform choice among this many to miss one of them, or one more that
+/// must not be there, once in a billion times at most.
+const fn rounds(backends: usize) -> usize {
+    match backends {
+        0 | 1 => 31,
+        2 => 54,
+        3 => 77,
+        more => 25 * (more + 1),
+    }
+}
 
 /// World, manifests and agents; drop it and all is gone.
 #[derive(Debug)]
@@ -128,7 +136,7 @@ pub fn families(pod: &Pod) -> [IpAddr; 2] {
 /// Who is to answer, and which address of the client it sees.
 pub type Wanted<'a> = &'a [(&'a str, IpAddr)];
 
-/// Asks by TCP, connected UDP and unconnected UDP until each of `wanted` has answered each of them:
+/// Asks by TCP, connected UDP and unconnected UDP until each of `wanted` must have answered each of them:
 /// nobody else may, every answer comes from the address that was asked, and the server sees the
 /// client as `wanted` says.
 pub fn reached(from: &Pod, tcp: SocketAddr, udp: SocketAddr, wanted: Wanted<'_>) -> Result<()> {
@@ -138,7 +146,7 @@ pub fn reached(from: &Pod, tcp: SocketAddr, udp: SocketAddr, wanted: Wanted<'_>)
         ("UDP", BTreeSet::new()),
     ];
     let any = any_like(udp);
-    for _ in 0..ROUNDS * wanted.len() {
+    for _ in 0..rounds(wanted.len()) {
         let connection = from.connect(tcp)?;
         let by_tcp = connection.exchange("TCP")?;
         connection.close()?;

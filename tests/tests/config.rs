@@ -203,7 +203,7 @@ fn what_does_not_take_effect_is_told_once_each() -> Result<()> {
     let (stage, _dir) = configured(|_| rest.to_owned())?;
     for (field, what) in [
         ("featureGates", "has no meaning here"),
-        ("clusterCIDR", "has no effect yet"),
+        ("clusterCIDR", "has no meaning here"),
         ("conntrack.maxPerCore", "has no meaning here"),
     ] {
         let line = stage.agent.wait_line(&["WARN", field], PATIENCE)?;

@@ -63,7 +63,9 @@ const NO_NETFILTER: &str = "nf_conntrack is not used, and left as it is";
 const NO_IPVS: &str = "there is no IPVS";
 const NO_WINDOWS: &str = "Windows only";
 const NO_DELAY: &str = "a change costs only its own Service and is written at once, in batches; nothing is ever held back";
-const MASQUERADE: &str = "connections to ClusterIPs are not masqueraded yet";
+const MASQUERADE: &str = "an answer finds its way whoever dials: docs/PACKET-PATH.md, Masquerade";
+const SNAT_SOURCE: &str = "a packet that leaves for a backend has an InternalIP of the node where the device has one, else the device's own address";
+const DETECT: &str = "pods are known by their sockets, or by their devices (--pod-devices), and not by ranges or names";
 const SYNC_PERIOD: &str = "a change that waits for twice this time makes the node unhealthy; nothing is rewritten periodically";
 const FEW_REQUESTS: &str = "one watch for each kind and a few Events are all that is asked of the API server, repeated with a growing delay";
 
@@ -112,9 +114,9 @@ pub(super) const FIELDS: &[Field] = &[
     field("showHiddenMetricsForVersion", Some("show-hidden-metrics-for-version"), Text, Nothing("no metrics are hidden")),
     field("mode", Some("proxy-mode"), Text, Here("only which section (`iptables`, `ipvs`, `nftables`) is read, and the default of nodePortAddresses; Services are always translated with eBPF")),
     field("iptables.masqueradeBit", Some("iptables-masquerade-bit"), Int, Nothing(NO_MARKS)),
-    field("iptables.masqueradeAll", Some("masquerade-all"), Bool, NotYet(MASQUERADE)),
+    field("iptables.masqueradeAll", Some("masquerade-all"), Bool, Nothing(MASQUERADE)),
     field("iptables.localhostNodePorts", Some("iptables-localhost-nodeports"), Bool, Nothing("NodePorts on 127.0.0.1 and ::1 are for the node's own processes only, and open nothing to others")),
-    field("iptables.snatNodeInternalIP", None, Bool, NotYet(MASQUERADE)),
+    field("iptables.snatNodeInternalIP", None, Bool, NotYet(SNAT_SOURCE)),
     field("iptables.syncPeriod", Some("iptables-sync-period"), Text, Here(SYNC_PERIOD)),
     field("iptables.minSyncPeriod", Some("iptables-min-sync-period"), Text, Nothing(NO_DELAY)),
     field("ipvs.syncPeriod", Some("ipvs-sync-period"), Text, Here(SYNC_PERIOD)),
@@ -126,7 +128,7 @@ pub(super) const FIELDS: &[Field] = &[
     field("ipvs.tcpFinTimeout", Some("ipvs-tcpfin-timeout"), Text, Nothing(NO_IPVS)),
     field("ipvs.udpTimeout", Some("ipvs-udp-timeout"), Text, Nothing(NO_IPVS)),
     field("nftables.masqueradeBit", None, Int, Nothing(NO_MARKS)),
-    field("nftables.masqueradeAll", None, Bool, NotYet(MASQUERADE)),
+    field("nftables.masqueradeAll", None, Bool, Nothing(MASQUERADE)),
     field("nftables.syncPeriod", None, Text, Here(SYNC_PERIOD)),
     field("nftables.minSyncPeriod", None, Text, Nothing(NO_DELAY)),
     field("winkernel.networkName", None, Text, Nothing(NO_WINDOWS)),
@@ -134,10 +136,10 @@ pub(super) const FIELDS: &[Field] = &[
     field("winkernel.enableDSR", None, Bool, Nothing(NO_WINDOWS)),
     field("winkernel.rootHnsEndpointName", None, Text, Nothing(NO_WINDOWS)),
     field("winkernel.forwardHealthCheckVip", None, Bool, Nothing(NO_WINDOWS)),
-    field("detectLocalMode", Some("detect-local-mode"), Text, NotYet(MASQUERADE)),
-    field("detectLocal.bridgeInterface", Some("pod-bridge-interface"), Text, NotYet(MASQUERADE)),
-    field("detectLocal.interfaceNamePrefix", Some("pod-interface-name-prefix"), Text, NotYet(MASQUERADE)),
-    field("clusterCIDR", Some("cluster-cidr"), Text, NotYet(MASQUERADE)),
+    field("detectLocalMode", Some("detect-local-mode"), Text, Nothing(DETECT)),
+    field("detectLocal.bridgeInterface", Some("pod-bridge-interface"), Text, Nothing(DETECT)),
+    field("detectLocal.interfaceNamePrefix", Some("pod-interface-name-prefix"), Text, Nothing(DETECT)),
+    field("clusterCIDR", Some("cluster-cidr"), Text, Nothing(DETECT)),
     field("nodePortAddresses", Some("nodeport-addresses"), List, Here("addresses of this node on which NodePorts answer: `primary` (the Node object's InternalIPs) or CIDRs. The node's own processes always reach them on 127.0.0.1 and ::1. Not set: `primary` with flags or in mode nftables, else all of them")),
     field("oomScoreAdj", Some("oom-score-adj"), Int, Here("written to /proc/self/oom_score_adj, -999 if not set")),
     field("conntrack.maxPerCore", Some("conntrack-max-per-core"), Int, Nothing(NO_NETFILTER)),

@@ -26,7 +26,7 @@ pub use self::{
     flags::ProxyFlags,
     oom::set_oom_score_adj,
     schema::KubeProxyConfiguration,
-    settings::{DetectLocal, Mode, Settings},
+    settings::{Mode, Settings},
     watch::{ConfigFile, changed},
 };
 

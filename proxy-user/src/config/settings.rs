@@ -28,9 +28,6 @@ pub struct Settings {
     pub bind_address_hard_fail: bool,
     pub verbosity: u32,
     pub mode: Mode,
-    /// Every connection to a cluster IP is masqueraded (BEHAVIOUR M3).
-    pub masquerade_all: bool,
-    pub detect_local: DetectLocal,
     pub node_ports: NodePortScope,
     pub oom_score_adj: i16,
     /// When an idle flow is forgotten.
@@ -45,19 +42,6 @@ pub enum Mode {
     Iptables,
     Ipvs,
     Nftables,
-}
-
-/// How traffic of this node's pods is told from other (BEHAVIOUR M5).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DetectLocal {
-    /// By its source address; a family without a range has no detector.
-    ClusterCidr(Vec<IpNet>),
-    /// By its source address: the Node object's podCIDRs.
-    NodeCidr,
-    /// By the bridge it comes from.
-    BridgeInterface(String),
-    /// By the device it comes from.
-    InterfaceNamePrefix(String),
 }
 
 /// A value that can't be.
@@ -77,8 +61,9 @@ const CIDRS: &str = "write one CIDR, or one of each family, such as 10.244.0.0/1
 pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<Invalid>> {
     let mut check = Check::default();
     let mode = check.mode(&config.mode);
-    let (sync_period, masquerade_all) = check.section(config, mode);
+    let sync_period = check.section(config, mode);
     check.ranges(config);
+    check.detect_local(config);
     let bind_address = check.address("bindAddress", &config.bind_address);
     let settings = Settings {
         kubeconfig: non_empty(&config.client_connection.kubeconfig).map(PathBuf::from),
@@ -89,8 +74,6 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         bind_address_hard_fail: config.bind_address_hard_fail,
         verbosity: config.logging.verbosity,
         mode,
-        masquerade_all,
-        detect_local: check.detect_local(config),
         node_ports: check.node_ports(&config.node_port_addresses),
         oom_score_adj: check.oom_score_adj(config.oom_score_adj),
         timeouts: check.timeouts(config),
@@ -131,9 +114,9 @@ impl Check {
         }
     }
 
-    /// The section of the mode: its period, and whether everything is masqueraded. The conversion is
-    /// that of `pkg/proxy/apis/config/v1alpha1/conversion.go`.
-    fn section(&mut self, config: &KubeProxyConfiguration, mode: Mode) -> (Duration, bool) {
+    /// The section of the mode: its period. The conversion is that of
+    /// `pkg/proxy/apis/config/v1alpha1/conversion.go`.
+    fn section(&mut self, config: &KubeProxyConfiguration, mode: Mode) -> Duration {
         let (iptables, ipvs, nftables) = (&config.iptables, &config.ipvs, &config.nftables);
         let (sync_path, sync, min_path, min) = match mode {
             Mode::Iptables => (
@@ -160,11 +143,7 @@ impl Check {
         if min > sync {
             self.refuse(min_path, min, "must not be longer than syncPeriod");
         }
-        let masquerade_all = match mode {
-            Mode::Nftables => nftables.masquerade_all,
-            Mode::Iptables | Mode::Ipvs => iptables.masquerade_all,
-        };
-        (period, masquerade_all)
+        period
     }
 
     /// Values that have no effect, but would be refused by kube-proxy.
@@ -282,49 +261,40 @@ impl Check {
         net.map(|net| net.trunc())
     }
 
-    fn detect_local(&mut self, config: &KubeProxyConfiguration) -> DetectLocal {
-        let device = |check: &mut Self, path, name: &String| {
-            if name.is_empty() {
-                check.refuse(path, name, "this detectLocalMode needs it");
-            }
-            name.clone()
-        };
-        let local = &config.detect_local;
-        match config.detect_local_mode.as_str() {
-            "ClusterCIDR" => DetectLocal::ClusterCidr(self.cluster_cidr(&config.cluster_cidr)),
-            "NodeCIDR" => DetectLocal::NodeCidr,
-            "BridgeInterface" => DetectLocal::BridgeInterface(device(
-                self,
+    /// How kube-proxy tells traffic of pods from other. Nothing here asks for it, but what can't be is
+    /// refused.
+    fn detect_local(&mut self, config: &KubeProxyConfiguration) {
+        let (path, device) = match config.detect_local_mode.as_str() {
+            "ClusterCIDR" => return self.cluster_cidr(&config.cluster_cidr),
+            "NodeCIDR" => return,
+            "BridgeInterface" => (
                 "detectLocal.bridgeInterface",
-                &local.bridge_interface,
-            )),
-            "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(device(
-                self,
+                &config.detect_local.bridge_interface,
+            ),
+            "InterfaceNamePrefix" => (
                 "detectLocal.interfaceNamePrefix",
-                &local.interface_name_prefix,
-            )),
+                &config.detect_local.interface_name_prefix,
+            ),
             other => {
                 let why =
                     "must be ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix or blank";
-                self.refuse("detectLocalMode", other, why);
-                DetectLocal::NodeCidr
+                return self.refuse("detectLocalMode", other, why);
             }
+        };
+        if device.is_empty() {
+            self.refuse(path, device, "this detectLocalMode needs it");
         }
     }
 
-    fn cluster_cidr(&mut self, text: &str) -> Vec<IpNet> {
+    fn cluster_cidr(&mut self, text: &str) {
         let Some(text) = non_empty(text) else {
-            return Vec::new();
+            return;
         };
-        let nets: Option<Vec<IpNet>> = text
-            .split(',')
-            .map(|cidr| cidr.parse().ok().map(|net: IpNet| net.trunc()))
-            .collect();
+        let nets: Option<Vec<IpNet>> = text.split(',').map(|cidr| cidr.parse().ok()).collect();
         match nets.as_deref() {
             Some([_] | [IpNet::V4(_), IpNet::V6(_)] | [IpNet::V6(_), IpNet::V4(_)]) => {}
             _ => self.refuse("clusterCIDR", text, CIDRS),
         }
-        nets.unwrap_or_default()
     }
 
     /// The words `all` and `localhost` are those of KEP-6032; they stand for ranges.

@@ -169,7 +169,7 @@ fn warned(loaded: &Loaded) -> Vec<&str> {
 }
 
 #[test]
-fn the_file_of_kubeadm_is_taken_with_one_line_for_what_has_no_effect_yet() {
+fn the_file_of_kubeadm_is_taken_with_a_line_for_what_is_not_as_usual() {
     let loaded = file(KUBEADM);
     assert_eq!(warned(&loaded), ["clusterCIDR", "nodePortAddresses"]);
     let settings = loaded.settings;
@@ -181,10 +181,6 @@ fn the_file_of_kubeadm_is_taken_with_one_line_for_what_has_no_effect_yet() {
     assert_eq!(settings.mode, Mode::Iptables);
     // As kube-proxy in this mode: on every address.
     assert_eq!(settings.node_ports, NodePortScope::Ranges(Vec::new()));
-    assert_eq!(
-        settings.detect_local,
-        DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()])
-    );
     assert_eq!(settings.oom_score_adj, -999);
     assert_eq!(
         settings.healthz_bind_address,
@@ -243,7 +239,6 @@ fn json_is_read_as_yaml_is() {
         "mode": "nftables", "nftables": {"masqueradeAll": true}, "oomScoreAdj": -10}"#;
     let settings = file(text).settings;
     assert_eq!(settings.mode, Mode::Nftables);
-    assert!(settings.masquerade_all);
     assert_eq!(settings.oom_score_adj, -10);
     assert_eq!(settings.node_ports, NodePortScope::Primary);
 }
@@ -338,12 +333,12 @@ fn every_field_takes_effect_or_is_warned_about() {
 #[test]
 fn a_section_of_another_mode_is_said_not_to_be_read() {
     let loaded = file(&format!(
-        "{HEAD}mode: nftables\niptables: {{masqueradeAll: true}}"
+        "{HEAD}mode: nftables\niptables: {{syncPeriod: 45s}}"
     ));
-    assert!(!loaded.settings.masquerade_all);
+    assert_eq!(loaded.settings.sync_period.as_secs(), 30);
     assert_eq!(
         loaded.warnings,
-        ["iptables.masqueradeAll: is not read in mode nftables"]
+        ["iptables.syncPeriod: is not read in mode nftables"]
     );
 }
 
@@ -510,28 +505,39 @@ fn only_the_first_document_is_read_and_the_rest_is_told() {
 }
 
 #[test]
-fn detectors_of_local_traffic_are_those_of_kube_proxy() {
-    let local = |rest: &str| file(&format!("{HEAD}{rest}")).settings.detect_local;
-    assert_eq!(local(""), DetectLocal::ClusterCidr(Vec::new()));
-    assert_eq!(
-        local("clusterCIDR: 'fd00:10:244::/56,10.244.0.9/16'"),
-        DetectLocal::ClusterCidr(vec![
-            "fd00:10:244::/56".parse().unwrap(),
-            "10.244.0.0/16".parse().unwrap()
-        ])
-    );
-    assert_eq!(
-        local("detectLocalMode: NodeCIDR\nclusterCIDR: x"),
-        DetectLocal::NodeCidr
-    );
-    assert_eq!(
-        local("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: br0}"),
-        DetectLocal::BridgeInterface("br0".into())
-    );
-    assert_eq!(
-        local("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}"),
-        DetectLocal::InterfaceNamePrefix("cali".into())
-    );
+fn detectors_of_local_traffic_are_taken_and_said_to_have_no_meaning() {
+    for (rest, told) in [
+        (
+            "clusterCIDR: 'fd00:10:244::/56,10.244.0.9/16'",
+            vec!["clusterCIDR"],
+        ),
+        // Only what the mode asks for is looked at.
+        (
+            "detectLocalMode: NodeCIDR\nclusterCIDR: x",
+            vec!["detectLocalMode", "clusterCIDR"],
+        ),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: br0}",
+            vec!["detectLocalMode", "detectLocal.bridgeInterface"],
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}",
+            vec!["detectLocalMode", "detectLocal.interfaceNamePrefix"],
+        ),
+        (
+            "iptables: {masqueradeAll: true}",
+            vec!["iptables.masqueradeAll"],
+        ),
+    ] {
+        let loaded = file(&format!("{HEAD}nodePortAddresses: [primary]\n{rest}"));
+        assert_eq!(warned(&loaded), told, "{rest}");
+        let is_plain = |line: &String| line.contains("has no meaning here");
+        assert!(
+            loaded.warnings.iter().all(is_plain),
+            "{:?}",
+            loaded.warnings
+        );
+    }
 }
 
 #[test]
@@ -576,10 +582,6 @@ fn with_a_file_other_flags_are_ignored_and_that_is_told() {
     let loaded = loaded.unwrap();
     assert_eq!(loaded.settings.verbosity, 4);
     assert_eq!(loaded.settings.oom_score_adj, -999);
-    assert_eq!(
-        loaded.settings.detect_local,
-        DetectLocal::ClusterCidr(Vec::new())
-    );
     assert_eq!(warned(&loaded), ["--cluster-cidr", "--oom-score-adj"]);
 }
 
@@ -607,7 +609,6 @@ fn the_command_line_of_a_daemon_set_is_taken() {
         settings.healthz_bind_address,
         Some("127.0.0.1:10256".parse().unwrap())
     );
-    assert!(settings.masquerade_all);
     let own = FlowTimeouts::DEFAULT;
     assert_eq!(settings.timeouts.tcp_established, own.tcp_established);
     assert_eq!(settings.node_ports, NodePortScope::Ranges(Vec::new()));

@@ -23,10 +23,7 @@ pub fn entries(
         .filter(|link| !link.is_loopback)
         .map(|link| {
             let [v4, v6] = [(true, primary[0]), (false, primary[1])].map(|(v4, primary)| {
-                let own = facts
-                    .addresses_of(link.index)
-                    .find(|address| address.is_global && address.ip.is_ipv4() == v4)
-                    .map(|address| address.ip);
+                let own = own(facts, internal_ips, link.index, v4);
                 Addr::from(own.or(primary).unwrap_or(Ipv6Addr::UNSPECIFIED.into()))
             });
             let is_pod = chosen
@@ -41,6 +38,20 @@ pub fn entries(
             (link.index, device)
         })
         .collect()
+}
+
+/// The global address by which a device is known: an InternalIP, else its first. The kernel has the
+/// newest IPv6 address first, which may be a balancer's that another node has in a minute.
+fn own(facts: &Facts, internal_ips: &[IpAddr], index: u32, v4: bool) -> Option<IpAddr> {
+    let global = || {
+        facts
+            .addresses_of(index)
+            .filter(move |address| address.is_global && address.ip.is_ipv4() == v4)
+            .map(|address| address.ip)
+    };
+    global()
+        .find(|ip| internal_ips.contains(ip))
+        .or_else(|| global().next())
 }
 
 /// The node's own address where a device has none: an InternalIP that is really here, else any global
@@ -136,8 +147,19 @@ mod tests {
     #[test]
     fn a_device_sends_from_its_first_global_address_of_the_family() {
         let facts = facts(&USUAL);
-        assert_eq!(sources(&facts, &["10.0.0.5"], 4), ["10.0.0.4", "fd00::4"]);
+        assert_eq!(sources(&facts, &[], 4), ["10.0.0.4", "fd00::4"]);
         assert_eq!(sources(&facts, &[], 3), ["10.244.0.1", "fd00::4"]);
+    }
+
+    #[test]
+    fn a_device_with_the_nodes_own_address_sends_from_that() {
+        let mut addresses = vec![(4, "fd00::99", true)];
+        addresses.extend(USUAL);
+        let facts = facts(&addresses);
+        let internal = ["10.0.0.5", "fd00::4"];
+        assert_eq!(sources(&facts, &internal, 4), ["10.0.0.5", "fd00::4"]);
+        // Of another device it is none.
+        assert_eq!(sources(&facts, &internal, 3), ["10.244.0.1", "fd00::4"]);
     }
 
     #[test]

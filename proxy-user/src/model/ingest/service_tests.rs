@@ -118,6 +118,25 @@ fn w6_headless_and_external_name_services_are_gone() {
 }
 
 #[test]
+fn w8_fields_that_kube_proxy_never_reads_change_nothing() {
+    let (plain, _) = applied(with(json!({})));
+    let (service, problems) = applied(with(json!({
+        "metadata": {"annotations": {"service.kubernetes.io/topology-mode": "Auto"}},
+        "spec": {
+            "selector": {"app": "web"}, "publishNotReadyAddresses": true,
+            "trafficDistribution": "PreferClose", "loadBalancerClass": "example.com/lb",
+            "loadBalancerIP": "192.0.2.9", "allocateLoadBalancerNodePorts": false,
+            "ports": [{"name": "http", "port": 80, "targetPort": "web", "appProtocol": "h2c"}],
+        },
+        "status": {"loadBalancer": {"ingress": [
+            {"hostname": "lb.example", "ports": [{"port": 80, "protocol": "TCP"}]},
+        ]}},
+    })));
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(service, plain);
+}
+
+#[test]
 fn w10_sloppy_addresses_are_normalised() {
     let (service, problems) = applied(with(json!({
         "spec": {"clusterIP": "010.0.0.001", "externalIPs": ["192.000.2.010", "::ffff:192.0.2.11", "192.0.2.10"]},
