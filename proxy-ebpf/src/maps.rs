@@ -29,6 +29,10 @@ pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HAS_COARSE_CLOCK: Global<u8> = Global::new(0);
 
+/// Whether bpf_fib_lookup can do without the neighbour (6.5), for which a redirection asks anyway.
+#[unsafe(no_mangle)]
+pub(crate) static HAS_SKIP_NEIGH: Global<u8> = Global::new(0);
+
 /// Cookie of the node's network namespace; 0 for the initial one.
 #[unsafe(no_mangle)]
 pub(crate) static NODE_NETNS: Global<u64> = Global::new(0);

@@ -6,8 +6,8 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
-        bpf_redir_neigh as RedirNeigh, bpf_sock_tuple as SockTuple,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
+        bpf_fib_lookup as FibLookup, bpf_redir_neigh as RedirNeigh, bpf_sock_tuple as SockTuple,
     },
     btf_maps::lpm_trie::Key,
     helpers::generated::{
@@ -410,7 +410,12 @@ impl Node for Skb {
                 (*parameters).__bindgen_anon_4.ipv6_dst = dst.addr.words;
             }
             let size = size_of::<FibLookup>() as i32;
-            let Ok(result) = u32::try_from(bpf_fib_lookup(self.0.cast(), parameters, size, 0))
+            let flags = if maps::HAS_SKIP_NEIGH.load() != 0 {
+                BPF_FIB_LOOKUP_SKIP_NEIGH
+            } else {
+                0
+            };
+            let Ok(result) = u32::try_from(bpf_fib_lookup(self.0.cast(), parameters, size, flags))
             else {
                 return Way::Nowhere;
             };

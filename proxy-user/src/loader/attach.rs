@@ -156,9 +156,11 @@ pub fn load(
     let has_set_retval = u8::from(features.set_retval);
     let timeouts = timeout_table(&fixed.timeouts);
     let has_coarse_clock = u8::from(features.coarse_clock);
+    let has_skip_neigh = u8::from(features.skip_neigh);
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .override_global("HAS_COARSE_CLOCK", &has_coarse_clock, true)
+        .override_global("HAS_SKIP_NEIGH", &has_skip_neigh, true)
         .override_global("NODE_NETNS", &features.node_netns, true)
         .override_global("SNAT_FIRST_PORT", &fixed.snat_ports.first, true)
         .override_global("SNAT_LAST_PORT", &fixed.snat_ports.last, true)

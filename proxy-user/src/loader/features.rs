@@ -20,12 +20,16 @@ pub struct Features {
     pub node_netns: u64,
     /// bpf_ktime_get_coarse_ns (Linux 5.11, d05512618056): the packet path's clock.
     pub coarse_clock: bool,
+    /// BPF_FIB_LOOKUP_SKIP_NEIGH (Linux 6.5, 31de4105f00d). It can't be asked for without a packet, so
+    /// 6.5 itself, which has no tcx, does without.
+    pub skip_neigh: bool,
     /// Links for devices (Linux 6.6, e420bed02507).
     pub tcx: bool,
 }
 
 impl Features {
     pub fn probe() -> Self {
+        let tcx = super::link::has_tcx();
         Self {
             // A probe that can't tell is a kernel without: the fallback works everywhere.
             set_retval: is_helper_supported(
@@ -39,7 +43,8 @@ impl Features {
                 BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
             )
             .unwrap_or(false),
-            tcx: super::link::has_tcx(),
+            skip_neigh: tcx,
+            tcx,
         }
     }
 }

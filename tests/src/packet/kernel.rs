@@ -21,7 +21,10 @@ use proxy_common::{
     datapath::path::{Hook, Verdict},
     wire::{link::Link, packet::MAX_SUM},
 };
-use proxy_user::{expiry::monotonic_ns, loader::OBJECT};
+use proxy_user::{
+    expiry::monotonic_ns,
+    loader::{Features, OBJECT},
+};
 
 use super::{Scene, scene::UPLINK};
 use crate::netns;
@@ -99,7 +102,14 @@ impl Kernel {
         );
         // Before 5.11 maps are charged to this limit. A failure shows when a map is made.
         let _not_needed_everywhere = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
+        let features = Features::probe();
+        let (coarse_clock, skip_neigh) = (
+            u8::from(features.coarse_clock),
+            u8::from(features.skip_neigh),
+        );
         let ebpf = EbpfLoader::new()
+            .override_global("HAS_COARSE_CLOCK", &coarse_clock, true)
+            .override_global("HAS_SKIP_NEIGH", &skip_neigh, true)
             .override_global("SNAT_FIRST_PORT", &ports.first, true)
             .override_global("SNAT_LAST_PORT", &ports.last, true)
             .load(OBJECT)?;
