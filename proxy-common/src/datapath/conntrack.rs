@@ -97,7 +97,7 @@ const fn seconds(protocol: Protocol, state: u8, timeouts: &FlowTimeouts) -> u32 
         (Protocol::Tcp, _) if state & state::RESET != 0 => 10,
         // nf_conntrack: SYN_SENT 120, SYN_RECV 60.
         (Protocol::Tcp, false) => 60,
-        (Protocol::Tcp, true) => match state & (state::FIN_ORIGINAL | state::FIN_REPLY) {
+        (Protocol::Tcp, true) => match state & BOTH_CLOSED {
             0 => timeouts.tcp_established,
             // nf_conntrack's TIME_WAIT.
             BOTH_CLOSED => 120,
@@ -166,9 +166,7 @@ pub fn next_state(protocol: u8, state: u8, direction: Direction, tcp_flags: u8) 
 /// Whether both sides are done with it, so that its client's port may begin anew.
 #[inline(always)]
 pub const fn is_closed(state: u8) -> bool {
-    state & state::RESET != 0
-        || state & (state::FIN_ORIGINAL | state::FIN_REPLY)
-            == state::FIN_ORIGINAL | state::FIN_REPLY
+    state & state::RESET != 0 || state & BOTH_CLOSED == BOTH_CLOSED
 }
 
 /// Whether a packet of the original direction shows that its sender hears the answers.

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::abi::PortRange;
 
-/// Ports that are tried for one flow. With nine of ten ports toward a backend taken, one new flow in
-/// two finds one, and its client's next attempt another.
+/// Ports that are tried for one flow. With nine of ten ports toward a backend taken, two new
+/// flows in three find one, and the third at its client's next attempt.
 pub const TRIES: u32 = 10;
 
 /// From one try to the next. Taken ports gather where one try after another looks at the next one; a

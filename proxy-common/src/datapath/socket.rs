@@ -109,10 +109,10 @@ fn is_allowed(socket: &impl Socket, frontend: &Frontend) -> bool {
 
 /// A socket is as good as its pod, or as the node (BEHAVIOUR S6).
 #[inline(always)]
-fn visit(socket: &impl Socket) -> Visit {
+fn visit(socket: &impl Socket, now_ns: u64) -> Visit {
     Visit {
         client: Client::of_socket(socket.netns()),
-        now_ns: socket.now_ns(),
+        now_ns,
     }
 }
 
@@ -135,7 +135,7 @@ pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdi
         socket.count(Counter::ConnectNotAllowed);
         return Verdict::Drop;
     }
-    match choose(socket, frontend.service, || visit(socket)) {
+    match choose(socket, frontend.service, || visit(socket, socket.now_ns())) {
         Ok(choice) => {
             remember(socket, protocol, to, &choice);
             socket.count(Counter::ConnectTranslated);
@@ -299,7 +299,7 @@ pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
         socket.count(Counter::SendNotAllowed);
         return Verdict::Drop;
     }
-    match choose(socket, frontend.service, || visit(socket)) {
+    match choose(socket, frontend.service, || visit(socket, now_ns)) {
         Ok(choice) => {
             keep(socket, &key, &choice, now_ns);
             socket.count(counter);

@@ -13,7 +13,7 @@ use proxy_common::{
     datapath::socket::Socket,
 };
 
-use super::tables::{is_of_node, reads_the_maps};
+use super::tables::{ANY, is_of_node, reads_the_maps};
 use crate::maps;
 
 const ECONNREFUSED: i32 = 111;
@@ -21,9 +21,6 @@ const ECONNREFUSED: i32 = 111;
 /// What a forward hook returns to the kernel.
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
-
-/// `BPF_ANY`.
-const ANY: u64 = 0;
 
 /// The hook's address is IPv4 or IPv6; everything behind it is the same.
 #[derive(Clone, Copy)]

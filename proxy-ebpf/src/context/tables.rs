@@ -14,7 +14,7 @@ use proxy_common::{
 use crate::maps;
 
 /// `BPF_ANY`.
-const ANY: u64 = 0;
+pub(super) const ANY: u64 = 0;
 
 /// The maps in the kernel.
 #[derive(Clone, Copy)]

@@ -35,7 +35,7 @@ use proxy_common::{
     },
 };
 
-use super::tables::reads_the_maps;
+use super::tables::{ANY, reads_the_maps};
 use crate::maps;
 
 /// A mode of bpf_skb_adjust_room: behind the link layer's header.
@@ -58,7 +58,6 @@ const SENT_ON: [u32; 2] = [u32::from_be_bytes(*b"kube"), u32::from_be_bytes(*b"p
 /// Two in the frame and one beside it.
 const MAX_TAGS: u8 = 3;
 
-const ANY: u64 = 0;
 const NOEXIST: u64 = BPF_NOEXIST as u64;
 
 /// An skb, reached through helpers: they see it whole, wherever the kernel keeps its parts.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Endpoint, EndpointSlice, Family, Node, ObjectName, Service, TrafficPolicy, policy, state::merge,
+    EndpointSlice, Family, Node, ObjectName, Service, TrafficPolicy, policy, state::merge,
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,16 +126,12 @@ fn without_local(
     for port in &service.ports {
         // A port is counted once, whichever family it misses.
         let (mut internal, mut external) = (false, false);
-        let externally_accessible = !service.external_ips.is_empty()
-            || !service.load_balancer_ips.is_empty()
-            || port.node_port.is_some();
+        let externally_accessible = service.is_externally_accessible(port);
         for family in families(service) {
             let merged = merge(slices.values(), &port.name, port.protocol, family);
-            let usable =
-                |endpoint: &Endpoint| endpoint.ready || endpoint.serving && endpoint.terminating;
             let mut usable = merged
                 .values()
-                .filter(|endpoint| usable(endpoint))
+                .filter(|endpoint| policy::is_usable(endpoint))
                 .peekable();
             let missing =
                 usable.peek().is_some() && !usable.any(|endpoint| policy::is_local(endpoint, node));

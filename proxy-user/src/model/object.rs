@@ -100,6 +100,13 @@ impl Service {
         let of_family = |ip| Family::of(ip) == family;
         self.cluster_ips.is_empty() || self.cluster_ips.iter().any(of_family)
     }
+
+    /// Whether the port is reached by other addresses than ClusterIPs.
+    pub fn is_externally_accessible(&self, port: &ServicePort) -> bool {
+        !self.external_ips.is_empty()
+            || !self.load_balancer_ips.is_empty()
+            || port.node_port.is_some()
+    }
 }
 
 /// `spec.healthCheckNodePort`, where kube-proxy answers on it: type LoadBalancer with
@@ -128,16 +135,14 @@ pub enum Family {
 }
 
 impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
     pub fn of(addr: &IpAddr) -> Self {
         match addr {
             IpAddr::V4(_) => Self::V4,
             IpAddr::V6(_) => Self::V6,
         }
     }
-}
-
-impl Family {
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     pub fn other(self) -> Self {
         match self {

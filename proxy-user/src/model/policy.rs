@@ -53,10 +53,7 @@ pub fn categorize<E: Borrow<Endpoint>>(
         policies.internal == TrafficPolicy::Cluster || policies.externally_accessible;
 
     let mut choice = Choice {
-        has_any: endpoints
-            .iter()
-            .map(E::borrow)
-            .any(|endpoint| endpoint.ready || still_serving(endpoint)),
+        has_any: endpoints.iter().map(E::borrow).any(is_usable),
         ..Choice::default()
     };
     if uses_cluster {
@@ -103,6 +100,11 @@ fn indices<E: Borrow<Endpoint>>(endpoints: &[E], wanted: impl Fn(&Endpoint) -> b
 
 fn still_serving(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
+}
+
+/// Whether it may be chosen at all: if there is nothing better, also while it ends.
+pub fn is_usable(endpoint: &Endpoint) -> bool {
+    endpoint.ready || still_serving(endpoint)
 }
 
 /// Whether the endpoint runs on this node.

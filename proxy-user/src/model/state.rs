@@ -546,7 +546,7 @@ fn snapshots(
     let mut snapshots = Vec::new();
     let mut families = HashSet::new();
     for port in &service.ports {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let wanted = frontends_of(service, port, family, here.node_port_ips);
             if wanted.is_empty() {
                 continue;
@@ -632,7 +632,7 @@ fn frontends_of(
 fn claims_of(service: &Service, node_port_ips: &[IpAddr]) -> Vec<(FrontendAddress, Claim)> {
     let mut claims = Vec::new();
     for port in &service.ports {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             for (address, kind) in frontends_of(service, port, family, node_port_ips) {
                 claims.push((
                     address,
@@ -665,9 +665,7 @@ fn port_snapshots(
     let policies = policy::Policies {
         internal: service.internal_policy,
         external: service.external_policy,
-        externally_accessible: !service.external_ips.is_empty()
-            || !service.load_balancer_ips.is_empty()
-            || port.node_port.is_some(),
+        externally_accessible: service.is_externally_accessible(port),
     };
     let choice = policy::categorize(&endpoints, &policies, here.node);
     let snapshot = |scope: Scope, frontends, list: &[usize]| {

@@ -60,7 +60,7 @@ mod tests {
         for service in ["web", "web2", "b"] {
             for name in ["", "http", "p"] {
                 for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
-                    for family in [Family::V4, Family::V6] {
+                    for family in Family::BOTH {
                         let cluster = port(service, name, protocol, family);
                         let local = PortKey {
                             scope: Scope::Local,

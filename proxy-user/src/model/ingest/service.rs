@@ -278,7 +278,7 @@ fn source_ranges(texts: &[String], problems: &mut Problems) -> BTreeMap<Family, 
                 }
             }
             None => {
-                for family in [Family::V4, Family::V6] {
+                for family in Family::BOTH {
                     ranges.entry(family).or_default();
                 }
             }
