@@ -15,7 +15,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -58,6 +58,10 @@ struct State {
     /// A resource that is not served, and the status its requests get.
     withheld: Option<(String, u16)>,
     log: Vec<String>,
+    /// When the last page of each resource's list, and the last event of any watch, was handed to
+    /// its connection.
+    listed: BTreeMap<&'static str, Instant>,
+    told: Option<Instant>,
     /// Open connections, by how many cuts there had been when they were accepted.
     connections: BTreeMap<u64, usize>,
 }
@@ -205,6 +209,17 @@ impl ApiServer {
     /// Method, path and query of every request so far.
     pub fn log(&self) -> Vec<String> {
         self.shared.state().log.clone()
+    }
+
+    /// When the last page of the newest list of a resource was ready and about to be written to its
+    /// connection; `None` before.
+    pub fn listed_at(&self, resource: &str) -> Option<Instant> {
+        self.shared.state().listed.get(resource).copied()
+    }
+
+    /// When the newest event of any watch was about to be written to its connection.
+    pub fn told_at(&self) -> Option<Instant> {
+        self.shared.state().told
     }
 
     /// Objects posted by clients (Events), oldest first.

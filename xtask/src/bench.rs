@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: one benchmark of package tests, on release builds, as root.
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
@@ -28,7 +28,13 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
     packages::ensure_tools(&[Task::Build, Task::Bench])?;
     build::all(workspace, Profile::Release)?;
     let bench = build::test_binary(workspace, Profile::Release, "bench")?;
-    let mut command = sh::as_root(bench, &[], "a benchmark in network namespaces")?;
+    // Told of each sync, as the tests are, is what no agent in earnest is.
+    let log = env::var_os("RUST_LOG").unwrap_or_else(|| "info".into());
+    let mut command = sh::as_root(
+        bench,
+        &[("RUST_LOG", log)],
+        "a benchmark in network namespaces",
+    )?;
     command
         .arg(&args.name)
         .arg("--agent")

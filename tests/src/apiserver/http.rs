@@ -224,10 +224,17 @@ fn read(target: Target, params: &Params, shared: &Arc<Shared>) -> Response<Body>
     let expired = |Expired| refused(410, "Expired", "too old resource version");
     if !params.is_set("watch") {
         let limit = usize::try_from(params.number("limit")).unwrap_or(0);
-        return state
-            .store
-            .list(&query, limit, params.get("continue"))
-            .map_or_else(expired, |list| json(StatusCode::OK, &list));
+        return match state.store.list(&query, limit, params.get("continue")) {
+            Ok(list) => {
+                let response = json(StatusCode::OK, &list);
+                if list["metadata"]["continue"].is_null() {
+                    let now = std::time::Instant::now();
+                    state.listed.insert(query.resource.plural, now);
+                }
+                response
+            }
+            Err(error) => expired(error),
+        };
     }
     let version = params.number("resourceVersion");
     let bookmarks = params.is_set("allowWatchBookmarks");
@@ -256,11 +263,19 @@ fn read(target: Target, params: &Params, shared: &Arc<Shared>) -> Response<Body>
         last: None,
     };
     let frames = stream::unfold(stream, |mut stream| async move {
-        let mut line = stream.next().await?.to_string();
-        line.push('\n');
+        let line = line_of(&stream.next().await?);
+        stream.shared.state().told = Some(std::time::Instant::now());
         Some((Ok(Frame::data(Bytes::from(line))), stream))
     });
     response(StatusCode::OK, StreamBody::new(frames).boxed_unsync())
+}
+
+/// An event as the real server writes it: its type comes first.
+fn line_of(event: &Value) -> String {
+    format!(
+        "{{\"type\":{},\"object\":{}}}\n",
+        event["type"], event["object"]
+    )
 }
 
 /// The events of one watch.

@@ -1,7 +1,8 @@
 //! Benchmarks: two things compared in one run, interleaved, as ratios. Absolute times belong to the
-//! machine.
+//! machine. What has a target of its own (the control plane) is shown against that.
 
 mod connect;
+mod control_plane;
 mod kube_proxy;
 mod nodeport;
 mod report;
@@ -11,7 +12,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
-use self::report::Row;
+use self::report::{Report, Row};
 use crate::binaries;
 
 /// Measures kube-portal against the same thing without it.
@@ -44,6 +45,18 @@ pub struct Args {
     /// nodeport: who takes part.
     #[arg(long, value_delimiter = ',', default_values = ["plain", "nftables", "kube-portal"])]
     sides: Vec<nodeport::Side>,
+    /// control-plane: numbers of Services and of endpoints each.
+    #[arg(long, value_delimiter = ',', default_values = ["100x2", "1000x2", "10000x2", "10000x10", "5000x50"])]
+    shapes: Vec<control_plane::Shape>,
+    /// control-plane: what is measured.
+    #[arg(long, value_delimiter = ',', default_values = ["start", "changes", "flood", "rollout"])]
+    parts: Vec<control_plane::Part>,
+    /// control-plane: how many changes are timed.
+    #[arg(long, default_value_t = 500)]
+    changes: usize,
+    /// control-plane: for how long there are 5,000 updates a second.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -53,17 +66,19 @@ enum Name {
     /// A NodePort dialled from outside whose backend is on another node, against plain routing to
     /// the pod and against rules of kube-proxy's shape.
     Nodeport,
+    /// From the API server to the maps: how soon a change is there, and what it costs.
+    ControlPlane,
 }
 
 fn with_each_number(
     args: &Args,
     measure: impl Fn(&Args, usize) -> Result<Vec<Row>>,
-) -> Result<Vec<Row>> {
+) -> Result<Report> {
     let mut rows = Vec::new();
     for &services in &args.services {
         rows.extend(measure(args, services).with_context(|| format!("{services} Services"))?);
     }
-    Ok(rows)
+    Ok(Report::Rows(rows))
 }
 
 /// Runs one benchmark and prints its figures.
@@ -72,15 +87,16 @@ pub fn main(args: &Args) -> ExitCode {
         match args.name {
             Name::Connect => with_each_number(args, connect::with_services),
             Name::Nodeport => with_each_number(args, nodeport::with_services),
+            Name::ControlPlane => control_plane::run(args).map(Report::Figures),
         }
     });
     match result {
-        Ok(rows) if args.json => {
-            println!("{}", report::json(&rows));
+        Ok(report) if args.json => {
+            println!("{}", report.json());
             ExitCode::SUCCESS
         }
-        Ok(rows) => {
-            print!("{}", report::table(&rows));
+        Ok(report) => {
+            print!("{}", report.table());
             ExitCode::SUCCESS
         }
         Err(error) => {

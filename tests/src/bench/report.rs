@@ -22,11 +22,65 @@ pub(super) struct Row {
     pub(super) spread: (f64, f64),
 }
 
-pub(super) fn json(rows: &[Row]) -> String {
-    serde_json::to_string_pretty(rows).expect("numbers and text")
+/// One absolute figure, for what has a target of its own.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Figure {
+    /// What was measured.
+    pub(super) case: String,
+    /// Services present, and endpoints of each.
+    pub(super) services: usize,
+    pub(super) endpoints: usize,
+    pub(super) value: f64,
+    pub(super) unit: &'static str,
+    /// What the value must stay below, if anything.
+    pub(super) below: Option<f64>,
 }
 
-pub(super) fn table(rows: &[Row]) -> String {
+/// What a benchmark yields.
+#[derive(Clone, Debug)]
+pub(super) enum Report {
+    Rows(Vec<Row>),
+    Figures(Vec<Figure>),
+}
+
+impl Report {
+    pub(super) fn json(&self) -> String {
+        match self {
+            Self::Rows(rows) => serde_json::to_string_pretty(rows),
+            Self::Figures(figures) => serde_json::to_string_pretty(figures),
+        }
+        .expect("numbers and text")
+    }
+
+    pub(super) fn table(&self) -> String {
+        match self {
+            Self::Rows(rows) => table(rows),
+            Self::Figures(figures) => figure_table(figures),
+        }
+    }
+}
+
+fn figure_table(figures: &[Figure]) -> String {
+    let mut out = format!(
+        "{:<52} {:>8} {:>6} {:>12}  {:<6} {:>8}\n",
+        "CASE", "SERVICES", "EACH", "VALUE", "UNIT", "BELOW"
+    );
+    for figure in figures {
+        let below = figure.below.map_or_else(String::new, |below| {
+            let verdict = if figure.value < below { "" } else { " MISSED" };
+            format!("{below}{verdict}")
+        });
+        writeln!(
+            out,
+            "{:<52} {:>8} {:>6} {:>12.3}  {:<6} {:>8}",
+            figure.case, figure.services, figure.endpoints, figure.value, figure.unit, below
+        )
+        .expect("a string takes everything");
+    }
+    out
+}
+
+fn table(rows: &[Row]) -> String {
     let mut out = format!(
         "{:<36} {:>8}  {:<24} {:>12}  {:<6} {:>6}  {}\n",
         "CASE", "SERVICES", "AGAINST", "MEDIAN", "UNIT", "RATIO", "OF BLOCKS"
@@ -59,6 +113,20 @@ pub(super) fn median(values: &[f64]) -> f64 {
     } else {
         f64::midpoint(sorted[middle - 1], sorted[middle])
     }
+}
+
+/// The value that this share of a non-empty list is not above.
+pub(super) fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "an index into a short list"
+    )]
+    let at = (sorted.len() as f64 * share).ceil() as usize;
+    sorted[at.clamp(1, sorted.len()) - 1]
 }
 
 /// Lowest and highest.
