@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Failure, Gone, Shared,
-    objects::{Expired, Query, RESOURCES, Resource, gone_event, status},
+    objects::{Expired, Query, RESOURCES, Resource, Told, gone_event, status},
     selector::Selector,
 };
 
@@ -42,6 +42,8 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let Ok((connection, _)) = accepted else {
             continue;
         };
+        // As Go's server: an event doesn't wait until the one before it is acknowledged.
+        let _as_it_is = connection.set_nodelay(true);
         let shared = shared.clone();
         let mut cuts = shared.cuts.subscribe();
         let Some(generation) = *cuts.borrow_and_update() else {
@@ -263,35 +265,27 @@ fn read(target: Target, params: &Params, shared: &Arc<Shared>) -> Response<Body>
         last: None,
     };
     let frames = stream::unfold(stream, |mut stream| async move {
-        let line = line_of(&stream.next().await?);
+        let line = stream.next().await?.line();
         stream.shared.state().told = Some(std::time::Instant::now());
         Some((Ok(Frame::data(Bytes::from(line))), stream))
     });
     response(StatusCode::OK, StreamBody::new(frames).boxed_unsync())
 }
 
-/// An event as the real server writes it: its type comes first.
-fn line_of(event: &Value) -> String {
-    format!(
-        "{{\"type\":{},\"object\":{}}}\n",
-        event["type"], event["object"]
-    )
-}
-
 /// The events of one watch.
 struct Stream {
-    events: mpsc::UnboundedReceiver<Value>,
+    events: mpsc::UnboundedReceiver<Told>,
     hang: watch::Receiver<bool>,
     ends: Instant,
     shared: Arc<Shared>,
     resource: Resource,
     bookmarks: bool,
     /// Once the time is over, what is sent after the last event.
-    last: Option<Value>,
+    last: Option<Told>,
 }
 
 impl Stream {
-    async fn next(&mut self) -> Option<Value> {
+    async fn next(&mut self) -> Option<Told> {
         let event = tokio::select! {
             biased;
             event = self.events.recv() => event.or_else(|| self.last.take()),

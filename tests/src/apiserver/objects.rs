@@ -1,6 +1,9 @@
 //! The objects, their history, and who is watching.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -61,7 +64,7 @@ type Key = (String, String, String);
 #[derive(Debug)]
 pub(super) struct Store {
     version: u64,
-    objects: BTreeMap<Key, Value>,
+    objects: BTreeMap<Key, Arc<Value>>,
     history: Vec<Change>,
     /// Versions before this one can't be resumed from.
     oldest: u64,
@@ -76,15 +79,32 @@ pub(super) struct Store {
 #[derive(Clone, Debug)]
 struct Change {
     version: u64,
-    before: Option<Value>,
-    after: Option<Value>,
+    before: Option<Arc<Value>>,
+    after: Option<Arc<Value>>,
+}
+
+/// What a watch is told. Objects are shared with the store: they are written, not copied.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    type_: &'static str,
+    object: Arc<Value>,
+}
+
+impl Told {
+    /// A line as the real server writes it: the type comes first.
+    pub(super) fn line(&self) -> String {
+        format!(
+            "{{\"type\":\"{}\",\"object\":{}}}\n",
+            self.type_, self.object
+        )
+    }
 }
 
 /// The rest of a list that was asked for in pages, as of its first page.
 #[derive(Debug)]
 struct Page {
     version: u64,
-    rest: Vec<Value>,
+    rest: Vec<Arc<Value>>,
 }
 
 #[derive(Debug)]
@@ -94,7 +114,7 @@ struct Watch {
     selector: Selector,
     bookmarks: bool,
     /// Closed when dropped.
-    tx: mpsc::UnboundedSender<Value>,
+    tx: mpsc::UnboundedSender<Told>,
 }
 
 /// What a list or watch is about.
@@ -146,7 +166,10 @@ impl Store {
             .to_owned();
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
-        let before = self.objects.insert((kind, namespace, name), object.clone());
+        let object = Arc::new(object);
+        let before = self
+            .objects
+            .insert((kind, namespace, name), Arc::clone(&object));
         self.record(before, Some(object));
     }
 
@@ -161,7 +184,7 @@ impl Store {
         existed
     }
 
-    fn record(&mut self, before: Option<Value>, after: Option<Value>) {
+    fn record(&mut self, before: Option<Arc<Value>>, after: Option<Arc<Value>>) {
         let change = Change {
             version: self.version,
             before,
@@ -200,7 +223,7 @@ impl Store {
         });
     }
 
-    pub(super) fn bookmark_of(&self, resource: &Resource) -> Value {
+    pub(super) fn bookmark_of(&self, resource: &Resource) -> Told {
         bookmark(resource, self.version)
     }
 
@@ -212,14 +235,15 @@ impl Store {
     }
 
     pub(super) fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Value> {
-        self.objects.get(&(
+        let key = (
             resource.kind.to_owned(),
             namespace.to_owned(),
             name.to_owned(),
-        ))
+        );
+        self.objects.get(&key).map(Arc::as_ref)
     }
 
-    fn matching(&self, query: &Query) -> Vec<Value> {
+    fn matching(&self, query: &Query) -> Vec<Arc<Value>> {
         self.objects
             .iter()
             .filter(|((kind, namespace, _), object)| {
@@ -230,7 +254,7 @@ impl Store {
                         .is_none_or(|wanted| wanted == namespace)
                     && query.selector.matches(object)
             })
-            .map(|(_, object)| object.clone())
+            .map(|(_, object)| Arc::clone(object))
             .collect()
     }
 
@@ -262,17 +286,22 @@ impl Store {
             );
         }
         // The real server leaves these two out of the items of a list.
-        for item in &mut rest {
-            if let Some(item) = item.as_object_mut() {
-                item.remove("kind");
-                item.remove("apiVersion");
-            }
-        }
+        let items: Vec<Value> = rest
+            .iter()
+            .map(|item| {
+                let mut item = Value::clone(item);
+                if let Some(fields) = item.as_object_mut() {
+                    fields.remove("kind");
+                    fields.remove("apiVersion");
+                }
+                item
+            })
+            .collect();
         Ok(json!({
             "kind": format!("{}List", query.resource.kind),
             "apiVersion": query.resource.api_version,
             "metadata": metadata,
-            "items": rest,
+            "items": items,
         }))
     }
 
@@ -282,12 +311,15 @@ impl Store {
         query: Query,
         version: u64,
         bookmarks: bool,
-    ) -> Result<mpsc::UnboundedReceiver<Value>, Expired> {
+    ) -> Result<mpsc::UnboundedReceiver<Told>, Expired> {
         let (tx, rx) = mpsc::unbounded_channel();
-        let backlog: Vec<Value> = if version == 0 {
+        let backlog: Vec<Told> = if version == 0 {
             self.matching(&query)
                 .into_iter()
-                .map(|object| json!({"type": "ADDED", "object": object}))
+                .map(|object| Told {
+                    type_: "ADDED",
+                    object,
+                })
                 .collect()
         } else if version < self.oldest {
             return Err(Expired);
@@ -321,8 +353,8 @@ impl Change {
         resource: &Resource,
         namespace: Option<&str>,
         selector: &Selector,
-    ) -> Option<Value> {
-        let visible = |object: &&Value| {
+    ) -> Option<Told> {
+        let visible = |object: &&Arc<Value>| {
             object["kind"] == resource.kind
                 && namespace.is_none_or(|wanted| object["metadata"]["namespace"] == wanted)
                 && selector.matches(object)
@@ -335,18 +367,25 @@ impl Change {
             (Some(_), Some(after)) => ("MODIFIED", after),
             (Some(before), None) => ("DELETED", self.after.as_ref().unwrap_or(before)),
         };
-        let mut object = object.clone();
-        object["metadata"]["resourceVersion"] = self.version.to_string().into();
-        Some(json!({"type": type_, "object": object}))
+        let mut object = Arc::clone(object);
+        // What is deleted has the version of its end; all else has its own already.
+        if type_ == "DELETED" {
+            let version = self.version.to_string().into();
+            Arc::make_mut(&mut object)["metadata"]["resourceVersion"] = version;
+        }
+        Some(Told { type_, object })
     }
 }
 
-fn bookmark(resource: &Resource, version: u64) -> Value {
-    json!({"type": "BOOKMARK", "object": {
-        "kind": resource.kind,
-        "apiVersion": resource.api_version,
-        "metadata": {"resourceVersion": version.to_string()},
-    }})
+fn bookmark(resource: &Resource, version: u64) -> Told {
+    Told {
+        type_: "BOOKMARK",
+        object: Arc::new(json!({
+            "kind": resource.kind,
+            "apiVersion": resource.api_version,
+            "metadata": {"resourceVersion": version.to_string()},
+        })),
+    }
 }
 
 pub(super) fn status(code: u16, reason: &str, message: &str) -> Value {
@@ -356,6 +395,9 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> Value {
     })
 }
 
-pub(super) fn gone_event() -> Value {
-    json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")})
+pub(super) fn gone_event() -> Told {
+    Told {
+        type_: "ERROR",
+        object: Arc::new(status(410, "Expired", "too old resource version")),
+    }
 }

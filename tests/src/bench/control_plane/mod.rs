@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | start | the last page of the later list is about to be written to its connection | the maps hold every frontend and address; then all of them are compared with what was listed |
 //! | changes, changed slice | the event is about to be written to the connection of the watch | the Service's word leads to the new endpoint; this is looked at every 10 us or so |
-//! | changes, new and deleted Service | the same | its frontend is there, or isn't |
+//! | changes, new and deleted Service | the same | its frontend is there and leads to its endpoints, or isn't |
 //! | changes, first connection | the maps hold the change | a connection that is dialled then has been answered by the new endpoint, and the probe has told of it |
 //! | flood | 5,000 slices a second are changed, each of another Service | processor time of the agent; after the last, how long until the maps hold it |
 //! | rollout | 1,000 endpoints are replaced one by one while connections are made without pause | failed connections; a replaced endpoint stops listening 100 ms after its event |
