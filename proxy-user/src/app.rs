@@ -128,16 +128,15 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     let model = Model::new(node, config.node_ports.clone())
         .with_primary_ip(config.primary_ip)
         .that_waits_for_its_node();
-    let redialer = pins.open_store()?;
-    surfaces.set_store(pins.open_store()?);
-    let timeouts = pins.open_store()?;
+    let view = Arc::new(pins.share_store(&store)?);
+    surfaces.set_store(Arc::clone(&view));
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
         packet: Packet::Waiting(Box::new(Start {
             loaded,
             mechanism,
-            timeouts,
+            timeouts: Arc::clone(&view),
             inputs: Inputs {
                 facts: seen_facts,
                 internal_ips: seen_internal_ips,
@@ -148,7 +147,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         config,
         received,
         grace: None,
-        redial: Redial::Idle(Box::new(redialer)),
+        redial: Redial::Idle(view),
         surfaces,
     };
     tokio::select! {
@@ -260,7 +259,7 @@ struct Start {
     loaded: Loaded,
     mechanism: Mechanism,
     /// Tells how long affinity lasts.
-    timeouts: BpfStore,
+    timeouts: Arc<BpfStore>,
     inputs: Inputs,
 }
 
@@ -282,9 +281,9 @@ enum Packet {
 
 /// One pass over the UDP sockets at a time.
 enum Redial {
-    Idle(Box<BpfStore>),
+    Idle(Arc<BpfStore>),
     Running {
-        task: JoinHandle<Box<BpfStore>>,
+        task: JoinHandle<Arc<BpfStore>>,
         again: bool,
     },
     /// Between two states; never seen.

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -57,7 +58,7 @@ pub struct Flows {
 pub struct Affinity {
     pub clients: AffinityMap,
     /// Knows for how long.
-    pub store: BpfStore,
+    pub store: Arc<BpfStore>,
 }
 
 /// Sweeps for ever.

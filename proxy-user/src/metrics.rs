@@ -176,7 +176,7 @@ impl Metrics {
     }
 
     /// From now on the counters of the programs are shown, read through this.
-    pub(crate) fn set_store(&self, store: BpfStore) {
+    pub(crate) fn set_store(&self, store: Arc<BpfStore>) {
         *self.kernel.store() = Some(store);
     }
 
@@ -294,10 +294,10 @@ fn code(status: StatusCode) -> Labels {
 
 /// What the programs have counted, read when it is asked for.
 #[derive(Debug, Default)]
-struct Kernel(Mutex<Option<BpfStore>>);
+struct Kernel(Mutex<Option<Arc<BpfStore>>>);
 
 impl Kernel {
-    fn store(&self) -> std::sync::MutexGuard<'_, Option<BpfStore>> {
+    fn store(&self) -> std::sync::MutexGuard<'_, Option<Arc<BpfStore>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -107,7 +107,7 @@ impl Surfaces {
     }
 
     /// The maps are there: a view of them for /metrics.
-    pub(crate) fn set_store(&self, store: BpfStore) {
+    pub(crate) fn set_store(&self, store: Arc<BpfStore>) {
         self.metrics.set_store(store);
     }
 

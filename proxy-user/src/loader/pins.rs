@@ -135,10 +135,16 @@ impl Pins {
                 path: self.directory(),
             });
         }
-        Ok(BpfStore::open(|name| {
-            MapData::from_pin(self.map(name))
-                .map_err(|source| OpenError::Open { map: name, source })
-        })?)
+        Ok(BpfStore::open(|name| self.open_map(name))?)
+    }
+
+    /// Another view of the maps of `store`, which are those that are pinned here.
+    pub fn share_store(&self, store: &BpfStore) -> Result<BpfStore, PinError> {
+        Ok(store.share(|name| self.open_map(name))?)
+    }
+
+    fn open_map(&self, name: &'static str) -> Result<MapData, OpenError> {
+        MapData::from_pin(self.map(name)).map_err(|source| OpenError::Open { map: name, source })
     }
 
     /// Programs whose link is pinned.

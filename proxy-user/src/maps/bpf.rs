@@ -1,6 +1,6 @@
 //! The maps of the kernel.
 
-use std::{collections::HashMap, fmt, mem::offset_of};
+use std::{collections::HashMap, fmt, mem::offset_of, sync::Arc};
 
 use aya::maps::{
     HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray,
@@ -34,9 +34,9 @@ pub struct BpfStore {
     frontends: BpfHashMap<MapData, Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>>,
     frontend_capacity: u32,
     names: BpfHashMap<MapData, u32, Bytes<{ ServiceName::SIZE }>>,
-    services: SharedArray,
-    slots: SharedArray,
-    backends: SharedArray,
+    services: Arc<SharedArray>,
+    slots: Arc<SharedArray>,
+    backends: Arc<SharedArray>,
     sockets: BpfHashMap<MapData, u64, Bytes<{ SocketFlow::SIZE }>>,
     socket_capacity: u32,
     counters: PerCpuArray<MapData, u64>,
@@ -66,9 +66,36 @@ pub enum OpenError {
     Shared(#[from] SharedArrayError),
 }
 
+/// Those that are mapped into memory.
+type Arrays = [Arc<SharedArray>; 3];
+
 impl BpfStore {
     /// `open` gives the map of a name.
     pub fn open(
+        mut open: impl FnMut(&'static str) -> Result<MapData, OpenError>,
+    ) -> Result<Self, OpenError> {
+        let mut array =
+            |name| -> Result<_, OpenError> { Ok(Arc::new(SharedArray::new(name, open(name)?)?)) };
+        let arrays = [
+            array(map::SERVICES)?,
+            array(map::SLOTS)?,
+            array(map::BACKENDS)?,
+        ];
+        Self::with_arrays(arrays, open)
+    }
+
+    /// Another view of the same maps. Each mapping of an array counts as memory of the process, so
+    /// they are shared.
+    pub fn share(
+        &self,
+        open: impl FnMut(&'static str) -> Result<MapData, OpenError>,
+    ) -> Result<Self, OpenError> {
+        let arrays = [&self.services, &self.slots, &self.backends].map(Arc::clone);
+        Self::with_arrays(arrays, open)
+    }
+
+    fn with_arrays(
+        [services, slots, backends]: Arrays,
         mut open: impl FnMut(&'static str) -> Result<MapData, OpenError>,
     ) -> Result<Self, OpenError> {
         fn capacity(map: &'static str, data: &MapData) -> Result<u32, OpenError> {
@@ -95,9 +122,9 @@ impl BpfStore {
                 map::NAMES,
                 BpfHashMap::try_from(Map::HashMap(open(map::NAMES)?)),
             )?,
-            services: SharedArray::new(map::SERVICES, open(map::SERVICES)?)?,
-            slots: SharedArray::new(map::SLOTS, open(map::SLOTS)?)?,
-            backends: SharedArray::new(map::BACKENDS, open(map::BACKENDS)?)?,
+            services,
+            slots,
+            backends,
             sockets: typed(map::SOCKETS, BpfHashMap::try_from(Map::HashMap(sockets)))?,
             socket_capacity,
             counters: typed(

@@ -8,6 +8,7 @@
 mod client;
 mod loose;
 mod outage;
+mod wire;
 
 use std::{collections::HashSet, fmt::Debug, pin::pin, time::Duration};
 
@@ -23,11 +24,10 @@ use kube::{
         watcher::{self, DefaultBackoff, watcher},
     },
 };
-use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 
 pub use self::client::{client, client_config, cluster_config};
-use self::{loose::Loose, outage::Outage};
+use self::{loose::Loose, outage::Outage, wire::Stripped};
 use super::{SourceError, standing::Standing};
 use crate::model::{
     Event, Kind, Node,
@@ -148,7 +148,7 @@ struct State {
 impl<A, G> Watch<A, G> {
     async fn run<K>(self, api: Api<Loose<K>>, config: watcher::Config)
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        K: Stripped + Clone + Debug + Send + 'static,
         A: Fn(K) -> Ingested,
         G: Fn(&ObjectMeta) -> Option<Event>,
     {
@@ -226,7 +226,7 @@ impl<A, G> Watch<A, G> {
         state: &mut State,
     ) -> Result<(), Closed>
     where
-        K: Resource<DynamicType = ()>,
+        K: Stripped,
         A: Fn(K) -> Ingested,
         G: Fn(&ObjectMeta) -> Option<Event>,
     {
@@ -304,7 +304,7 @@ impl<A, G> Watch<A, G> {
 
     async fn apply<K>(&self, object: Loose<K>, state: &mut State) -> Result<(), Closed>
     where
-        K: Resource<DynamicType = ()>,
+        K: Stripped,
         A: Fn(K) -> Ingested,
         G: Fn(&ObjectMeta) -> Option<Event>,
     {

@@ -126,8 +126,12 @@ fn endpoints(
             continue;
         };
         let field = || format!("endpoints[{i}].addresses[0]");
-        let Some(addr) = problems.keep(field(), address::usable_address(text)) else {
-            continue;
+        let addr = match address::usable_address(text) {
+            Ok(addr) => addr,
+            Err(reason) => {
+                problems.add(field(), reason);
+                continue;
+            }
         };
         if Family::of(&addr) != family {
             let expected = family;

@@ -2,8 +2,10 @@ use std::borrow::Cow;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::{Value, value::RawValue};
+
+use super::wire::Stripped;
 
 /// An object of the API that may turn out not to be one of type `T`. Read as `T` itself, a single
 /// misfit would fail the whole list it is in, and with it every later change of every other object.
@@ -15,13 +17,32 @@ pub(super) struct Loose<T> {
     pub(super) object: Result<T, (String, String)>,
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Loose<T> {
+impl<'de, T: Stripped> Deserialize<'de> for Loose<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Value::deserialize(deserializer)?;
-        // Often half of an object, and nobody reads them.
-        if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            meta.remove("managedFields");
-        }
+        // Its text, to be read twice if need be. An event names its type before its object, so no
+        // object is held back in another form.
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        Ok(match serde_json::from_str::<T::Read>(text) {
+            Ok(read) => Self::fits(read.into()),
+            Err(_) => Self::misfit(&serde_json::from_str(text).map_err(D::Error::custom)?),
+        })
+    }
+}
+
+impl<T: Stripped> Loose<T> {
+    fn fits(object: T) -> Self {
+        let known = object.meta();
+        let meta = ObjectMeta {
+            name: known.name.clone(),
+            namespace: known.namespace.clone(),
+            resource_version: known.resource_version.clone(),
+            ..ObjectMeta::default()
+        };
+        let object = Ok(object);
+        Self { meta, object }
+    }
+
+    fn misfit(value: &Value) -> Self {
         let text = |name: &str| value["metadata"][name].as_str().map(str::to_owned);
         let meta = ObjectMeta {
             name: text("name"),
@@ -29,13 +50,14 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Loose<T> {
             resource_version: text("resourceVersion"),
             ..ObjectMeta::default()
         };
-        let object = serde_path_to_error::deserialize(value)
+        let object = serde_path_to_error::deserialize::<_, T::Read>(value)
+            .map(Into::into)
             .map_err(|error| (error.path().to_string(), error.inner().to_string()));
-        Ok(Self { meta, object })
+        Self { meta, object }
     }
 }
 
-impl<T: Resource<DynamicType = ()>> Resource for Loose<T> {
+impl<T: Stripped> Resource for Loose<T> {
     type DynamicType = ();
     type Scope = T::Scope;
 
