@@ -3,13 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::jiff::Timestamp;
-use proxy_common::abi::Protocol;
 
 use crate::{
     maps::MapStore,
     model::{Event, HealthCheck, LocalState, Model, ObjectName, WithoutLocal},
-    plan::{Change, Epoch, Failed, Plan, Planner, Refused, Report, Step, execute},
+    plan::{Change, Done, Epoch, Failed, Planner, Refused, Report, carry_out, execute},
 };
+
+/// Services in one plan at most, where they concern no others.
+const AT_ONCE: usize = 256;
 
 /// Model, planner and maps of one node. No I/O but the maps', no clock, no tasks.
 #[derive(Debug)]
@@ -103,31 +105,30 @@ impl<S: MapStore> Syncer<S> {
             // Whatever an earlier agent left and the lists did not name goes with the first plan.
             touched.extend(self.planner.known_services());
         }
-        let changes: Vec<Change> = touched
-            .iter()
-            .map(|service| Change {
-                service: service.clone(),
-                addresses: self.model.cluster_ips(service),
-                ports: self.model.desired(service),
-            })
-            .collect();
         if let Some(nets) = self.model.take_service_nets() {
             self.planner.want_service_nets(nets);
         }
-        let mut plan = self.planner.plan(&changes);
-        let refused = std::mem::take(&mut plan.refused);
-        let udp_moved = udp_moved(&plan);
-        let report = execute(&mut self.planner, plan, &mut self.store);
+        let model = &mut self.model;
+        let changes = touched.iter().map(|service| Change {
+            service: service.clone(),
+            addresses: model.cluster_ips(service),
+            ports: model.desired(service),
+        });
+        let Done {
+            report,
+            refused,
+            udp_moved,
+        } = carry_out(&mut self.planner, changes, AT_ONCE, &mut self.store);
         self.remember_failures(&refused, &report);
         for note in self.model.take_notes() {
             log::warn!("{note}");
         }
-        let health_checks = changes
+        let health_checks = touched
             .iter()
-            .filter_map(|change| self.note_local_state(&change.service))
+            .filter_map(|service| self.note_local_state(service))
             .collect();
         Outcome {
-            touched: changes.len(),
+            touched: touched.len(),
             report,
             refused,
             udp_moved,
@@ -190,7 +191,7 @@ impl<S: MapStore> Syncer<S> {
     /// Every program that ran in `epoch` has ended: reclaims, then tries again what had no room.
     pub fn passed(&mut self, epoch: Epoch) -> Outcome {
         let plan = self.planner.passed(epoch);
-        let udp_moved = udp_moved(&plan);
+        let udp_moved = plan.moves_udp();
         let report = execute(&mut self.planner, plan, &mut self.store);
         for failed in &report.failed {
             self.retry.insert(failed.key.service.clone());
@@ -206,17 +207,6 @@ impl<S: MapStore> Syncer<S> {
         outcome.report.failed.extend::<Vec<Failed>>(report.failed);
         outcome
     }
-}
-
-/// Whether the plan makes a difference to connected UDP sockets.
-fn udp_moved(plan: &Plan) -> bool {
-    plan.steps.iter().any(|planned| {
-        planned.port.protocol == Protocol::Udp
-            && matches!(
-                planned.step,
-                Step::Switch { .. } | Step::ClearBackend { .. } | Step::PutFrontend { .. }
-            )
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 
 use proptest::prelude::*;
 use proxy_common::{
-    abi::{Client as Source, FrontendKey, SockAddr},
+    abi::{Client as Source, FrontendKey, Protocol, SockAddr},
     datapath::{
         lookup::{Visit, choose},
         socket::{Verdict, connect},

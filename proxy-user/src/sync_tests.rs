@@ -1,5 +1,7 @@
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
+use proxy_common::abi::Protocol;
+
 use super::*;
 use crate::model::NodePortScope;
 use crate::{

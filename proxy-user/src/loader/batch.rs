@@ -9,25 +9,8 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
 use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, map};
 
-use super::sys::{self, Attr, bpf, number};
+use super::sys::{self, Batch, bpf, number};
 use crate::maps::bpf::OpenError;
-
-/// `batch` of `union bpf_attr`.
-#[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-// SAFETY: integers only; `Batches::batch` gives addresses of buffers with room for `count` elements,
-// and of the four bytes in which a hash map says where it is.
-unsafe impl Attr for Batch {}
 
 type Bytes<const N: usize> = [u8; N];
 

@@ -9,7 +9,7 @@ mod link;
 mod packet;
 mod pins;
 mod preflight;
-mod sys;
+pub(crate) mod sys;
 
 pub use attach::{Fixed, LoadError, Loaded, OBJECT, Sizes, load};
 pub use batch::{AffinityMap, FlowMap, Position};

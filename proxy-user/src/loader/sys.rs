@@ -11,6 +11,8 @@ pub(super) const OBJ_GET: libc::c_int = 7;
 pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 pub(super) const PROG_QUERY: libc::c_int = 16;
 pub(super) const MAP_LOOKUP_BATCH: libc::c_int = 24;
+pub(crate) const MAP_UPDATE_BATCH: libc::c_int = 26;
+pub(crate) const MAP_DELETE_BATCH: libc::c_int = 27;
 pub(super) const LINK_CREATE: libc::c_int = 28;
 pub(super) const LINK_UPDATE: libc::c_int = 29;
 
@@ -18,9 +20,27 @@ pub(super) const LINK_UPDATE: libc::c_int = 29;
 ///
 /// # Safety
 /// Addresses in it are of memory that is valid for what the command reads or writes there.
-pub(super) unsafe trait Attr {}
+pub(crate) unsafe trait Attr {}
 
-pub(super) fn bpf<T: Attr>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+/// `batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) in_batch: u64,
+    pub(crate) out_batch: u64,
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    pub(crate) count: u32,
+    pub(crate) map_fd: u32,
+    pub(crate) elem_flags: u64,
+    pub(crate) flags: u64,
+}
+
+// SAFETY: integers only; whoever fills it gives addresses of buffers with room for `count` elements,
+// and of the four bytes in which a hash map says where it is.
+unsafe impl Attr for Batch {}
+
+pub(crate) fn bpf<T: Attr>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is valid for its size; what it points to is valid as its trait promises.
     let result = unsafe {
         libc::syscall(
@@ -44,7 +64,7 @@ pub(super) fn bpf_fd<T: Attr>(command: libc::c_int, attr: &mut T) -> io::Result<
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-pub(super) fn number(fd: RawFd) -> u32 {
+pub(crate) fn number(fd: RawFd) -> u32 {
     u32::try_from(fd).expect("an open descriptor is not negative")
 }
 

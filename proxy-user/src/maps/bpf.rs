@@ -13,7 +13,8 @@ use proxy_common::abi::{
 };
 
 use super::{
-    Capacity, MapStore, Observed, SharedArrayError, StoreError, prefix, shared_array::SharedArray,
+    Capacity, MapStore, Observed, SharedArrayError, StoreError, batch::Hash, prefix,
+    shared_array::SharedArray,
 };
 use crate::plan::{Step, address_entry};
 
@@ -31,9 +32,9 @@ const AFFINITY_AT: usize = offset_of!(Service, affinity);
 const SERVICE_BITS: u32 = 32;
 
 pub struct BpfStore {
-    frontends: BpfHashMap<MapData, Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>>,
-    frontend_capacity: u32,
-    names: BpfHashMap<MapData, u32, Bytes<{ ServiceName::SIZE }>>,
+    frontends: Hash<{ FrontendKey::SIZE }, { Frontend::SIZE }>,
+    /// By service id, in the machine's order.
+    names: Hash<4, { ServiceName::SIZE }>,
     services: Arc<SharedArray>,
     slots: Arc<SharedArray>,
     backends: Arc<SharedArray>,
@@ -101,8 +102,6 @@ impl BpfStore {
         fn capacity(map: &'static str, data: &MapData) -> Result<u32, OpenError> {
             Ok(typed(map, data.info())?.max_entries())
         }
-        let frontends = open(map::FRONTENDS)?;
-        let frontend_capacity = capacity(map::FRONTENDS, &frontends)?;
         let sockets = open(map::SOCKETS)?;
         let socket_capacity = capacity(map::SOCKETS, &sockets)?;
         let source_ranges = open(map::SOURCE_RANGES)?;
@@ -113,15 +112,8 @@ impl BpfStore {
             result.map_err(|source| OpenError::Open { map, source })
         }
         Ok(Self {
-            frontends: typed(
-                map::FRONTENDS,
-                BpfHashMap::try_from(Map::HashMap(frontends)),
-            )?,
-            frontend_capacity,
-            names: typed(
-                map::NAMES,
-                BpfHashMap::try_from(Map::HashMap(open(map::NAMES)?)),
-            )?,
+            frontends: typed(map::FRONTENDS, Hash::new(open(map::FRONTENDS)?))?,
+            names: typed(map::NAMES, Hash::new(open(map::NAMES)?))?,
             services,
             slots,
             backends,
@@ -161,6 +153,7 @@ impl BpfStore {
 
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends
+            .map
             .get(&key.to_bytes(), 0)
             .ok()
             .map(Frontend::from_bytes)
@@ -189,19 +182,55 @@ impl BpfStore {
 
     fn put_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<(), StoreError> {
         self.frontends
+            .map
             .insert(key.to_bytes(), frontend.to_bytes(), ANY)
             .map_err(map_error(
                 map::FRONTENDS,
-                self.frontend_capacity,
+                self.frontends.capacity,
                 "give the agent a larger --max-frontends",
             ))
     }
 
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), StoreError> {
-        removed(self.frontends.remove(&key.to_bytes())).map_err(|source| StoreError::Map {
+        removed(self.frontends.map.remove(&key.to_bytes())).map_err(|source| StoreError::Map {
             map: map::FRONTENDS,
             source,
         })
+    }
+
+    /// Does as many of the steps as one system call can, from the first on; yields how many.
+    fn batch(&mut self, steps: &[&Step]) -> usize {
+        let put: Vec<_> = steps.iter().map_while(|step| frontend_put(step)).collect();
+        if put.len() > 1 {
+            let (keys, values): (Vec<_>, Vec<_>) = put.into_iter().unzip();
+            return self.frontends.put_all(&keys, &values);
+        }
+        let gone: Vec<_> = steps.iter().map_while(|step| frontend_gone(step)).collect();
+        if gone.len() > 1 {
+            return self.frontends.remove_all(&gone);
+        }
+        let named: Vec<_> = steps
+            .iter()
+            .map_while(|step| match step {
+                Step::PutName { service, name } => Some((service.to_ne_bytes(), name.to_bytes())),
+                _ => None,
+            })
+            .collect();
+        if named.len() > 1 {
+            let (keys, values): (Vec<_>, Vec<_>) = named.into_iter().unzip();
+            return self.names.put_all(&keys, &values);
+        }
+        let nameless: Vec<_> = steps
+            .iter()
+            .map_while(|step| match step {
+                Step::RemoveName { service } => Some(service.to_ne_bytes()),
+                _ => None,
+            })
+            .collect();
+        if nameless.len() > 1 {
+            return self.names.remove_all(&nameless);
+        }
+        0
     }
 
     /// Connected sockets that are remembered now, and for how many there is room.
@@ -259,6 +288,25 @@ fn service_net_key(net: &IpNet) -> Key<Bytes<ADDR_SIZE>> {
     Key::new(bits, key)
 }
 
+/// The entry that the step puts into FRONTENDS, if it is about that.
+fn frontend_put(step: &Step) -> Option<(Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>)> {
+    let (key, frontend) = match step {
+        Step::PutFrontend { key, frontend } => (*key, *frontend),
+        Step::PutAddress { ip } => address_entry(*ip),
+        _ => return None,
+    };
+    Some((key.to_bytes(), frontend.to_bytes()))
+}
+
+/// The key that the step takes out of FRONTENDS, if it is about that.
+fn frontend_gone(step: &Step) -> Option<Bytes<{ FrontendKey::SIZE }>> {
+    match step {
+        Step::RemoveFrontend { key } => Some(key.to_bytes()),
+        Step::RemoveAddress { ip } => Some(address_entry(*ip).0.to_bytes()),
+        _ => None,
+    }
+}
+
 /// Removing what is not there is done already.
 fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
@@ -275,7 +323,7 @@ fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
 impl MapStore for BpfStore {
     fn capacity(&self) -> Capacity {
         Capacity {
-            frontends: self.frontend_capacity,
+            frontends: self.frontends.capacity,
             services: self.services.capacity(),
             backends: self.backends.capacity(),
             slots: self.slots.capacity(),
@@ -288,10 +336,11 @@ impl MapStore for BpfStore {
         match step {
             Step::PutName { service, name } => self
                 .names
-                .insert(service, name.to_bytes(), ANY)
+                .map
+                .insert(service.to_ne_bytes(), name.to_bytes(), ANY)
                 .map_err(map_error(
                     map::NAMES,
-                    self.services.capacity(),
+                    self.names.capacity,
                     "give the agent a larger --max-services",
                 )),
             Step::WriteBackend { id, backend } => in_range(
@@ -364,18 +413,32 @@ impl MapStore for BpfStore {
                     cleared.and_then(|backend| self.backends.store(*id, &backend.to_bytes()));
                 in_range(&self.backends, *id, stored)
             }
-            Step::RemoveName { service } => {
-                removed(self.names.remove(service)).map_err(|source| StoreError::Map {
+            Step::RemoveName { service } => removed(self.names.map.remove(&service.to_ne_bytes()))
+                .map_err(|source| StoreError::Map {
                     map: map::NAMES,
                     source,
-                })
+                }),
+        }
+    }
+
+    fn execute_all(&mut self, steps: &[&Step]) -> (usize, Option<StoreError>) {
+        let mut done = 0;
+        while done < steps.len() {
+            done += self.batch(&steps[done..]);
+            // What a batch leaves is tried alone, and says why it can't be done.
+            if let Some(step) = steps.get(done) {
+                if let Err(error) = self.execute(step) {
+                    return (done, Some(error));
+                }
+                done += 1;
             }
         }
+        (done, None)
     }
 
     fn observe(&self) -> Result<Observed, StoreError> {
         let mut observed = Observed::default();
-        for entry in self.frontends.iter() {
+        for entry in self.frontends.map.iter() {
             let (key, value) = entry.map_err(|source| StoreError::Map {
                 map: map::FRONTENDS,
                 source,
@@ -384,12 +447,14 @@ impl MapStore for BpfStore {
                 .frontends
                 .insert(FrontendKey::from_bytes(key), Frontend::from_bytes(value));
         }
-        for entry in self.names.iter() {
+        for entry in self.names.map.iter() {
             let (id, name) = entry.map_err(|source| StoreError::Map {
                 map: map::NAMES,
                 source,
             })?;
-            observed.names.insert(id, ServiceName::from_bytes(name));
+            observed
+                .names
+                .insert(u32::from_ne_bytes(id), ServiceName::from_bytes(name));
         }
         for id in 1..self.services.capacity() {
             let service = self.service(id);

@@ -9,6 +9,7 @@ use proxy_common::abi::{
 
 use crate::plan::{Step, address_of};
 
+mod batch;
 pub mod bpf;
 pub mod fake;
 mod prefix;
@@ -80,6 +81,16 @@ pub trait MapStore {
     fn capacity(&self) -> Capacity;
 
     fn execute(&mut self, step: &Step) -> Result<(), StoreError>;
+
+    /// The same of many, in order, until one fails: how many were done, and what the next one met.
+    fn execute_all(&mut self, steps: &[&Step]) -> (usize, Option<StoreError>) {
+        for (done, step) in steps.iter().enumerate() {
+            if let Err(error) = self.execute(step) {
+                return (done, Some(error));
+            }
+        }
+        (steps.len(), None)
+    }
 
     fn observe(&self) -> Result<Observed, StoreError>;
 

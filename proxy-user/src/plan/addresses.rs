@@ -61,7 +61,7 @@ impl Addresses {
         }
     }
 
-    /// Adds what leads to what is held by these Services, and by nobody. `room`: for how many more the
+    /// Adds what leads to what is held by these Services. `room`: for how many more the
     /// map is large enough.
     pub(super) fn plan<'a>(
         &self,
@@ -94,6 +94,10 @@ impl Addresses {
                 });
             }
         }
+    }
+
+    /// Takes away what nobody holds.
+    pub(super) fn plan_removals(&self, plan: &mut Plan) {
         let nobody = Arc::new(nobody());
         plan.steps.extend(self.unheld.iter().map(|ip| Planned {
             port: Arc::clone(&nobody),

@@ -11,7 +11,7 @@ mod reclaim;
 mod record;
 mod step;
 
-pub use execute::{Failed, Report, execute};
+pub use execute::{Done, Failed, Report, carry_out, execute};
 pub use ids::{Epoch, Full};
 pub use planner::{Change, Plan, Planned, Planner, Refused, Used};
 pub use step::{Phase, Step, address_entry, address_of};

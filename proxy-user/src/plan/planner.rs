@@ -67,6 +67,19 @@ pub(super) struct Target {
     pub(super) wanted: BTreeSet<SocketAddr>,
 }
 
+impl Plan {
+    /// Whether it makes a difference to connected UDP sockets.
+    pub fn moves_udp(&self) -> bool {
+        self.steps.iter().any(|planned| {
+            planned.port.protocol == Protocol::Udp
+                && matches!(
+                    planned.step,
+                    Step::Switch { .. } | Step::ClearBackend { .. } | Step::PutFrontend { .. }
+                )
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownBackend {
     pub(super) id: u32,
@@ -152,6 +165,37 @@ impl Planner {
     /// The steps that make the maps hold `changes`. Nothing is recorded as done; report each executed
     /// step with [`Self::done`].
     pub fn plan(&mut self, changes: &[Change]) -> Plan {
+        self.plan_with(changes, true)
+    }
+
+    /// The same of Services that concern no others, and nothing but that: another plan follows.
+    pub(super) fn plan_part(&mut self, changes: &[Change]) -> Plan {
+        self.plan_with(changes, false)
+    }
+
+    /// Whether a frontend that the Service gets is that of another port, or something it has is to go.
+    pub(super) fn concerns_others(&self, change: &Change) -> bool {
+        let is_wanted = |address: &FrontendAddress| {
+            let mut frontends = change.ports.iter().flat_map(|port| &port.frontends);
+            frontends.any(|(frontend, _)| frontend == address)
+        };
+        let gives_up = |(key, port): (&Arc<PortKey>, &Port)| {
+            !change.ports.iter().any(|wanted| wanted.key == **key)
+                || port.disused.is_some()
+                || !port.frontends.iter().all(is_wanted)
+        };
+        let takes_over = |snapshot: &PortSnapshot| {
+            let mut owners = snapshot.frontends.iter().filter_map(|(address, _)| {
+                let id = self.frontends.get(address)?.service;
+                Some(self.owners.get(&id))
+            });
+            owners.any(|owner| owner.is_none_or(|owner| **owner != snapshot.key))
+        };
+        self.ports_of(&change.service).any(gives_up) || change.ports.iter().any(takes_over)
+    }
+
+    /// `all`: also what belongs to none of the Services.
+    fn plan_with(&mut self, changes: &[Change], all: bool) -> Plan {
         let mut plan = Plan::default();
         // Who gets a frontend in this very plan: its old owner must not remove it.
         let mut taken: HashMap<FrontendAddress, Arc<PortKey>> = HashMap::new();
@@ -198,9 +242,12 @@ impl Planner {
             || self.frontends_full(1, &new),
             room,
         );
-        self.service_nets.plan(&mut plan);
-        self.plan_given_up(&mut plan, &taken);
-        self.plan_strays(&mut plan, &taken);
+        if all {
+            self.addresses.plan_removals(&mut plan);
+            self.service_nets.plan(&mut plan);
+            self.plan_given_up(&mut plan, &taken);
+            self.plan_strays(&mut plan, &taken);
+        }
         let emptied = self.emptied(&plan);
         // A Service whose ranges change and stay: whoever is admitted no more must not come in by a
         // frontend that it takes over.

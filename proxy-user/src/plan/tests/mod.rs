@@ -20,6 +20,14 @@ const ROOM: Capacity = Capacity {
     service_nets: 8,
 };
 
+/// Nothing is ever refused.
+const AMPLE: Capacity = Capacity {
+    backends: 1 << 16,
+    slots: 1 << 16,
+    services: 1 << 12,
+    ..ROOM
+};
+
 const NOTHING: Used = Used {
     frontends: 0,
     source_ranges: 0,
@@ -137,6 +145,19 @@ proptest! {
     #[test]
     fn any_history_leads_to_the_desired_state_and_leaks_nothing(history in history()) {
         let mut world = World::new(ROOM);
+        live(&mut world, history);
+        world.settle();
+        assert!(world.unsettled().is_empty());
+        world.all_is_in_place();
+        assert_eq!(world.plan_again(), []);
+        world.fresh_planner_has_nothing_to_do();
+        nothing_is_left(&mut world);
+    }
+
+    #[test]
+    fn any_history_leads_there_in_however_many_plans(history in history(), at_once in 1usize..4) {
+        let mut world = World::new(AMPLE);
+        world.at_once = at_once;
         live(&mut world, history);
         world.settle();
         assert!(world.unsettled().is_empty());

@@ -22,7 +22,7 @@ use super::oracle::{CLIENTS, Client, Desired, Outcome, VIPS, local_twin, vip};
 use crate::{
     maps::{Capacity, MapStore, Observed, StoreError, fake::FakeStore},
     model::{FrontendAddress, ObjectName, PortKey},
-    plan::{Epoch, Plan, Planner, Report, Step, execute},
+    plan::{Done, Epoch, Plan, Planner, Report, Step, carry_out, execute},
 };
 
 /// A program that has read the word of a service and goes on later.
@@ -255,6 +255,8 @@ impl MapStore for Checked {
 pub(super) struct World {
     pub(super) planner: Planner,
     store: Checked,
+    /// Services in one plan, where they concern no others.
+    pub(super) at_once: usize,
     desired: Desired,
     /// What was desired before that.
     before: Desired,
@@ -288,6 +290,7 @@ impl World {
                 known: (0..VIPS).map(|i| (vip(i).ip, [false].into())).collect(),
                 readers: Vec::new(),
             },
+            at_once: usize::MAX,
             desired: Desired::default(),
             before: Desired::default(),
             ever: BTreeMap::new(),
@@ -328,7 +331,24 @@ impl World {
     fn sync(&mut self, mut touched: BTreeSet<ObjectName>, failure: Option<Failure>) {
         touched.append(&mut self.retry);
         self.planner.want_service_nets(self.desired.nets.clone());
-        let mut plan = self.planner.plan(&self.desired.changes(touched));
+        let changes = self.desired.changes(touched);
+        if self.at_once < changes.len() {
+            self.allow(failure);
+            self.store.failure = failure;
+            let Done {
+                report, refused, ..
+            } = carry_out(
+                &mut self.planner,
+                changes.into_iter(),
+                self.at_once,
+                &mut self.store,
+            );
+            assert_eq!(refused, [], "there is room for all");
+            self.note(&report);
+            self.disallow();
+            return;
+        }
+        let mut plan = self.planner.plan(&changes);
         self.retry
             .extend(plan.refused.drain(..).map(|refused| refused.key.service));
         self.allow(failure);
@@ -440,6 +460,11 @@ impl World {
 
     fn carry_out(&mut self, plan: Plan) -> Report {
         let report = execute(&mut self.planner, plan, &mut self.store);
+        self.note(&report);
+        report
+    }
+
+    fn note(&mut self, report: &Report) {
         self.store.failure = None;
         self.retry.extend(
             report
@@ -447,7 +472,6 @@ impl World {
                 .iter()
                 .map(|failed| failed.key.service.clone()),
         );
-        report
     }
 
     pub(super) fn retry(&mut self) {
