@@ -11,6 +11,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, oneshot, watch as latest},
     task::JoinHandle,
+    time::Instant,
 };
 
 use crate::{
@@ -64,6 +65,9 @@ pub struct Config {
 const EVENT_QUEUE: usize = 1024;
 /// Events folded into one plan at most, so that a flood can't keep the first of it from the maps.
 const BATCH: usize = 4096;
+/// After events were synced. The first of a flood is written at once, and those that come meanwhile
+/// are folded into the next plan, instead of a plan for each.
+const REST: Duration = Duration::from_millis(1);
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const RETRY: Duration = Duration::from_secs(5);
 /// Where the kernel can't be asked to wait for its readers: longer than any program can run.
@@ -294,9 +298,10 @@ impl Agent {
     async fn run(mut self) -> Result<(), CliError> {
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rested = Instant::now();
         loop {
             let mut outcome = tokio::select! {
-                event = self.received.recv() => {
+                event = next_event(&mut self.received, rested) => {
                     let Some(event) = event else {
                         // The source has ended, and its task says why.
                         return std::future::pending().await;
@@ -308,7 +313,9 @@ impl Agent {
                             Err(_) => break,
                         }
                     }
-                    self.sync()
+                    let outcome = self.sync();
+                    rested = Instant::now() + REST;
+                    outcome
                 }
                 epoch = finished(&mut self.grace) => {
                     self.grace = None;
@@ -437,6 +444,14 @@ fn told(retired: Result<Vec<Removed>, PinError>) {
             "what another version of kube-portal left can't be removed: {error}; `kube-portal cleanup` removes all"
         ),
     }
+}
+
+/// The next one, but not before `rested`.
+async fn next_event(received: &mut mpsc::Receiver<Event>, rested: Instant) -> Option<Event> {
+    if Instant::now() < rested {
+        tokio::time::sleep_until(rested).await;
+    }
+    received.recv().await
 }
 
 /// Never, if no grace period is running.

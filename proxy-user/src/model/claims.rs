@@ -27,6 +27,10 @@ impl Claims {
         let claims = self.by_address.entry(address).or_default();
         let previous = claims.first().cloned();
         let at = claims.binary_search(&claim).unwrap_or_else(|at| at);
+        // Nearly every address has one.
+        if claims.is_empty() {
+            claims.reserve_exact(1);
+        }
         claims.insert(at, claim);
         previous.filter(|previous| at == 0 && previous.service != claims[0].service)
     }

@@ -8,9 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    EndpointSlice, Family, Node, ObjectName, Service, TrafficPolicy, policy, state::merge,
-};
+use super::{EndpointSlice, Family, Node, Service, TrafficPolicy, policy, state::merge};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalState {
@@ -65,11 +63,7 @@ impl WithoutLocal {
 
 impl LocalState {
     /// Costs what the Service's own endpoints cost, and nothing where no policy is Local.
-    pub(super) fn of(
-        service: &Service,
-        slices: &BTreeMap<ObjectName, EndpointSlice>,
-        node: &Node,
-    ) -> Self {
+    pub(super) fn of(service: &Service, slices: &[EndpointSlice], node: &Node) -> Self {
         Self {
             health_check: service.health_check.as_ref().map(|check| HealthCheck {
                 port: check.port,
@@ -91,20 +85,16 @@ fn families(service: &Service) -> impl Iterator<Item = Family> {
 
 /// `LocalReadyEndpoints` in `pkg/proxy/endpointschangetracker.go`: whatever the port, and without the
 /// terminating ones even while they get traffic.
-fn local_ready(
-    slices: &BTreeMap<ObjectName, EndpointSlice>,
-    family: Family,
-    node: &Node,
-) -> BTreeSet<IpAddr> {
+fn local_ready(slices: &[EndpointSlice], family: Family, node: &Node) -> BTreeSet<IpAddr> {
     let ports: HashSet<_> = slices
-        .values()
+        .iter()
         .filter(|slice| slice.family == family)
         .flat_map(|slice| &slice.ports)
         .map(|port| (&port.name, port.protocol))
         .collect();
     let mut ips = BTreeSet::new();
     for (name, protocol) in ports {
-        let merged = merge(slices.values(), name, protocol, family);
+        let merged = merge(slices, name, protocol, family);
         let here = merged
             .values()
             .filter(|endpoint| endpoint.ready && policy::is_local(endpoint, node));
@@ -113,11 +103,7 @@ fn local_ready(
     ips
 }
 
-fn without_local(
-    service: &Service,
-    slices: &BTreeMap<ObjectName, EndpointSlice>,
-    node: &Node,
-) -> WithoutLocal {
+fn without_local(service: &Service, slices: &[EndpointSlice], node: &Node) -> WithoutLocal {
     let mut found = WithoutLocal::default();
     let local = TrafficPolicy::Local;
     if service.internal_policy != local && service.external_policy != local {
@@ -128,7 +114,7 @@ fn without_local(
         let (mut internal, mut external) = (false, false);
         let externally_accessible = service.is_externally_accessible(port);
         for family in families(service) {
-            let merged = merge(slices.values(), &port.name, port.protocol, family);
+            let merged = merge(slices, &port.name, port.protocol, family);
             let mut usable = merged
                 .values()
                 .filter(|endpoint| policy::is_usable(endpoint))

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::ObjectName;
 use crate::model::{Event, Kind, Model, NodePortScope, ingest};
 
 const HERE: &str = "n1";

@@ -3,6 +3,7 @@
 mod claims;
 pub mod ingest;
 mod local;
+mod names;
 mod node_port;
 pub mod object;
 pub mod policy;

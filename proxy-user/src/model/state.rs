@@ -15,6 +15,7 @@ use super::{
     Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node, NodePortScope,
     ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges, TrafficPolicy,
     claims::{Claim, Claims},
+    names::Names,
     policy,
 };
 
@@ -51,10 +52,17 @@ pub enum Note {
 /// Everything known of one Service name.
 #[derive(Debug, Default)]
 struct Entry {
-    service: Option<Service>,
-    slices: BTreeMap<ObjectName, EndpointSlice>,
+    service: Option<Box<Service>>,
+    /// Sorted by name.
+    slices: Vec<EndpointSlice>,
     /// Said already.
     notes: Vec<Note>,
+}
+
+impl Entry {
+    fn find(&self, slice: &ObjectName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|known| known.name.cmp(slice))
+    }
 }
 
 /// Progress of one kind's list.
@@ -89,6 +97,7 @@ pub struct Model {
     entries: HashMap<ObjectName, Entry>,
     slice_service: HashMap<ObjectName, ObjectName>,
     claims: Claims,
+    names: Names,
     node_ports: NodePortScope,
     /// Sorted.
     local_ips: Vec<IpAddr>,
@@ -231,13 +240,15 @@ impl Model {
                 };
             }
             Event::Listed(kind) => self.listed(kind),
-            Event::ServiceApplied(service) => {
+            Event::ServiceApplied(mut service) => {
+                self.names.share_service(&mut service);
                 self.saw(Kind::Service, &service.name);
                 let name = service.name.clone();
                 self.set_service(&name, Some(service));
             }
             Event::ServiceGone(name) => self.set_service(&name, None),
-            Event::SliceApplied(slice) => {
+            Event::SliceApplied(mut slice) => {
+                self.names.share_slice(&mut slice);
                 self.saw(Kind::EndpointSlice, &slice.name);
                 self.set_slice(slice);
             }
@@ -343,7 +354,7 @@ impl Model {
             gone.chain(come).copied().collect()
         };
         for (name, entry) in &self.entries {
-            let endpoints = || entry.slices.values().flat_map(|slice| &slice.endpoints);
+            let endpoints = || entry.slices.iter().flat_map(|slice| &slice.endpoints);
             let concerned = entry.service.as_ref().is_some_and(|service| {
                 !service.source_ranges.is_empty()
                     || endpoints().any(|endpoint| moved.contains(&endpoint.address))
@@ -356,6 +367,7 @@ impl Model {
     }
 
     fn set_service(&mut self, name: &ObjectName, service: Option<Service>) {
+        let service = service.map(Box::new);
         let entry = self.entries.entry(name.clone()).or_default();
         if entry.service == service {
             if entry.service.is_none() && entry.slices.is_empty() {
@@ -364,7 +376,7 @@ impl Model {
             return;
         }
         let old = entry.service.take();
-        let claims = |service: &Option<Service>| match service {
+        let claims = |service: &Option<Box<Service>>| match service {
             Some(service) => claims_of(service, &self.node_port_ips),
             None => Vec::new(),
         };
@@ -429,12 +441,22 @@ impl Model {
         self.slice_service
             .insert(slice.name.clone(), slice.service.clone());
         let entry = self.entries.entry(slice.service.clone()).or_default();
-        if entry.slices.get(&slice.name) == Some(&slice) {
+        let at = entry.find(&slice.name);
+        if at.is_ok_and(|at| entry.slices[at] == slice) {
             return;
         }
         self.touched.insert(slice.service.clone());
         self.triggers.extend(slice.triggered);
-        entry.slices.insert(slice.name.clone(), slice);
+        match at {
+            Ok(at) => entry.slices[at] = slice,
+            Err(at) => {
+                // Nearly all have one.
+                if entry.slices.is_empty() {
+                    entry.slices.reserve_exact(1);
+                }
+                entry.slices.insert(at, slice);
+            }
+        }
     }
 
     fn remove_slice(&mut self, name: &ObjectName) {
@@ -442,7 +464,9 @@ impl Model {
             return;
         };
         if let Some(entry) = self.entries.get_mut(&service) {
-            entry.slices.remove(name);
+            if let Ok(at) = entry.find(name) {
+                entry.slices.remove(at);
+            }
             if entry.service.is_none() && entry.slices.is_empty() {
                 self.entries.remove(&service);
             }
@@ -537,8 +561,8 @@ fn snapshots(
 ) -> (Vec<PortSnapshot>, Vec<Note>) {
     let mut notes = Vec::new();
     let Some(service) = &entry.service else {
-        notes.extend(entry.slices.keys().map(|slice| Note::NoService {
-            slice: slice.clone(),
+        notes.extend(entry.slices.iter().map(|slice| Note::NoService {
+            slice: slice.name.clone(),
             service: name.clone(),
         }));
         return (Vec::new(), notes);
@@ -579,9 +603,9 @@ fn snapshots(
             entry
                 .slices
                 .iter()
-                .filter(|(_, slice)| !families.contains(&slice.family))
-                .map(|(slice_name, slice)| Note::OtherFamily {
-                    slice: slice_name.clone(),
+                .filter(|slice| !families.contains(&slice.family))
+                .map(|slice| Note::OtherFamily {
+                    slice: slice.name.clone(),
                     service: name.clone(),
                     family: slice.family,
                 }),
@@ -656,10 +680,10 @@ fn port_snapshots(
     port: &ServicePort,
     family: Family,
     frontends: Vec<(FrontendAddress, FrontendKind)>,
-    slices: &BTreeMap<ObjectName, EndpointSlice>,
+    slices: &[EndpointSlice],
     here: &Here<'_>,
 ) -> Vec<PortSnapshot> {
-    let merged = merge(slices.values(), &port.name, port.protocol, family);
+    let merged = merge(slices, &port.name, port.protocol, family);
     let endpoints: Vec<&Endpoint> = merged.values().copied().collect();
     let addresses: Vec<SocketAddr> = merged.keys().copied().collect();
     let policies = policy::Policies {
@@ -737,13 +761,13 @@ fn liveliness(endpoint: &Endpoint) -> (bool, bool, bool) {
 
 /// The endpoints of all slices for one port, each address once, whatever the order of the records.
 pub(super) fn merge<'a>(
-    slices: impl Iterator<Item = &'a EndpointSlice>,
+    slices: &'a [EndpointSlice],
     port_name: &Arc<str>,
     protocol: Protocol,
     family: Family,
 ) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let mut merged: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
-    for slice in slices.filter(|slice| slice.family == family) {
+    for slice in slices.iter().filter(|slice| slice.family == family) {
         for port in slice
             .ports
             .iter()

@@ -2,7 +2,7 @@
 //! make the programs reject and drop.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -25,8 +25,9 @@ pub(super) struct Addresses {
     known: HashSet<IpAddr>,
     /// In the map, and nobody's: left by an earlier agent, or given up.
     unheld: BTreeSet<IpAddr>,
-    holders: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
-    of_service: BTreeMap<ObjectName, Vec<IpAddr>>,
+    /// Nearly always one.
+    holders: HashMap<IpAddr, Vec<ObjectName>>,
+    of_service: HashMap<ObjectName, Vec<IpAddr>>,
 }
 
 impl Addresses {
@@ -43,7 +44,7 @@ impl Addresses {
     pub(super) fn hold(&mut self, service: &ObjectName, ips: &[IpAddr]) {
         for ip in self.of_service.remove(service).unwrap_or_default() {
             if let Some(holders) = self.holders.get_mut(&ip) {
-                holders.remove(service);
+                holders.retain(|holder| holder != service);
                 if holders.is_empty() {
                     self.holders.remove(&ip);
                     if self.known.contains(&ip) {
@@ -54,7 +55,11 @@ impl Addresses {
         }
         for ip in ips {
             self.unheld.remove(ip);
-            self.holders.entry(*ip).or_default().insert(service.clone());
+            let holders = self.holders.entry(*ip).or_default();
+            if !holders.contains(service) {
+                holders.reserve_exact(1);
+                holders.push(service.clone());
+            }
         }
         if !ips.is_empty() {
             self.of_service.insert(service.clone(), ips.to_vec());

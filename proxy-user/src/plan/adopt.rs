@@ -13,6 +13,7 @@ use super::{
     addresses::{Addresses, ServiceNets},
     ids::{IdPool, Run, RunPool},
     planner::{KnownBackend, Planner, Port, frontend_address},
+    sorted::Sorted,
     step::{Step, address_of},
 };
 use crate::{
@@ -99,7 +100,7 @@ impl Planner {
                 Some(address) if known => {
                     for key in named.iter().filter_map(|id| planner.owners.get(id)) {
                         if let Some(port) = planner.ports.get_mut(key) {
-                            port.frontends.insert(address);
+                            port.frontends.insert(address, ());
                         }
                     }
                     planner.frontends.insert(address, *frontend);
@@ -152,8 +153,8 @@ impl Planner {
             affinity,
             run: None,
             slots: Vec::new(),
-            backends: BTreeMap::new(),
-            frontends: BTreeSet::new(),
+            backends: Sorted::default(),
+            frontends: Sorted::default(),
             source_ranges: BTreeSet::new(),
             disused: None,
         };

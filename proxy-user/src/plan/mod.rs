@@ -9,6 +9,7 @@ mod ids;
 mod planner;
 mod reclaim;
 mod record;
+mod sorted;
 mod step;
 
 pub use execute::{Done, Failed, Report, carry_out, execute};

@@ -19,6 +19,7 @@ use super::{
     adopt, affinity,
     backends::{self, List},
     ids::{Epoch, Full, IdPool, Run, RunPool},
+    sorted::Sorted,
     step::{Phase, Step},
 };
 use crate::model::{
@@ -99,9 +100,9 @@ pub(super) struct Port {
     pub(super) affinity: ServiceAffinity,
     pub(super) run: Option<Run>,
     pub(super) slots: Vec<u32>,
-    pub(super) backends: BTreeMap<SocketAddr, KnownBackend>,
+    pub(super) backends: Sorted<SocketAddr, KnownBackend>,
     /// Those that name it, for whomever.
-    pub(super) frontends: BTreeSet<FrontendAddress>,
+    pub(super) frontends: Sorted<FrontendAddress, ()>,
     pub(super) source_ranges: BTreeSet<IpNet>,
     /// Not wanted any more; its frontends are gone since this epoch.
     pub(super) disused: Option<Epoch>,
@@ -182,7 +183,7 @@ impl Planner {
         let gives_up = |(key, port): (&Arc<PortKey>, &Port)| {
             !change.ports.iter().any(|wanted| wanted.key == **key)
                 || port.disused.is_some()
-                || !port.frontends.iter().all(is_wanted)
+                || !port.frontends.keys().all(is_wanted)
         };
         let takes_over = |snapshot: &PortSnapshot| {
             let mut owners = snapshot.frontends.iter().filter_map(|(address, _)| {
@@ -534,7 +535,7 @@ impl Planner {
         }
         if let Some(port) = self.ports.get_mut(&key) {
             port.disused = None;
-            for (address, backend) in &mut port.backends {
+            for (address, backend) in port.backends.iter_mut() {
                 if wanted.contains(address) {
                     backend.disused = None;
                 }
@@ -570,7 +571,7 @@ impl Planner {
         let Some(port) = self.ports.get(key) else {
             return;
         };
-        for address in &port.frontends {
+        for address in port.frontends.keys() {
             if self.frontends.get(address).map(|known| known.service) != Some(port.id) {
                 continue;
             }

@@ -42,7 +42,7 @@ impl Planner {
             };
             // A frontend that could not be removed keeps what it names.
             let gone =
-                port.disused.is_some_and(|at| at <= epoch) && !port.frontends.iter().any(named);
+                port.disused.is_some_and(|at| at <= epoch) && !port.frontends.keys().any(named);
             let mut push = |step| {
                 plan.steps.push(Planned {
                     port: Arc::clone(&key),

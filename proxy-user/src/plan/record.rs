@@ -1,15 +1,13 @@
 //! What was really done: every executed step comes back here, and so does what a failed one had
 //! reserved.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::abi::{Frontend, ServiceAffinity, ServiceWord, SockAddr};
 
 use super::{
     planner::{KnownBackend, Plan, Planned, Planner, Port, frontend_address, nobody},
+    sorted::Sorted,
     step::Step,
 };
 use crate::model::{FrontendAddress, PortKey};
@@ -33,8 +31,8 @@ impl Planner {
                         affinity: ServiceAffinity::NONE,
                         run: None,
                         slots: Vec::new(),
-                        backends: BTreeMap::new(),
-                        frontends: BTreeSet::new(),
+                        backends: Sorted::default(),
+                        frontends: Sorted::default(),
                         source_ranges: BTreeSet::new(),
                         disused: None,
                     },
@@ -67,7 +65,7 @@ impl Planner {
                     let before = self.frontends.insert(address, *frontend);
                     for id in [frontend.service, frontend.outside_service] {
                         if let Some(port) = self.port_mut(id) {
-                            port.frontends.insert(address);
+                            port.frontends.insert(address, ());
                         }
                     }
                     for id in named_by(before) {
@@ -167,7 +165,8 @@ impl Planner {
             }
             port.slots = target.slots;
         }
-        for (address, backend) in &mut port.backends {
+        port.backends.shrink();
+        for (address, backend) in port.backends.iter_mut() {
             if !target.wanted.contains(address) && backend.disused.is_none() {
                 backend.disused = Some(self.epoch);
                 self.disused.insert((self.epoch, Arc::clone(key)));
