@@ -163,7 +163,8 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         },
     };
     let mut runtime = Builder::new_multi_thread();
-    runtime.worker_threads(2);
+    // One thread reads, this one writes: a second reader would only be woken in vain.
+    runtime.worker_threads(1);
     block_on_runtime(runtime, app::run(config))?
 }
 

@@ -50,9 +50,7 @@ pub fn execute(planner: &mut Planner, mut plan: Plan, store: &mut impl MapStore)
             .collect();
         let (done, error) = store.execute_all(&together);
         let (executed, left) = rest.split_at(done);
-        for planned in executed {
-            planner.done(&mut plan, planned);
-        }
+        planner.all_done(&mut plan, executed);
         report.executed += done;
         rest = left;
         if let Some(error) = error

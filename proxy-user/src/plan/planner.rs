@@ -352,8 +352,10 @@ impl Planner {
         local: u32,
         new: &mut New,
     ) -> Result<List, Full> {
-        let key = Arc::new(snapshot.key.clone());
-        let known = self.ports.get(&key);
+        let (key, known) = match self.ports.get_key_value(&snapshot.key) {
+            Some((key, port)) => (Arc::clone(key), Some(port)),
+            None => (Arc::new(snapshot.key.clone()), None),
+        };
         let ranges = snapshot.source_ranges.as_ref().map(|limits| &limits.ranges);
         let missing_ranges: Vec<IpNet> = ranges
             .into_iter()
@@ -400,16 +402,14 @@ impl Planner {
             None => self.service_ids.take()?,
         };
         // Everything that can be refused is taken first.
-        let mut ids: BTreeMap<SocketAddr, u32> = self
-            .ports
-            .get(&key)
+        let mut ids: BTreeMap<SocketAddr, u32> = known
             .map(|port| port.backends.iter().map(|(a, b)| (*a, b.id)).collect())
             .unwrap_or_default();
         for address in &missing {
             ids.insert(*address, self.backend_ids.take()?);
         }
         let slots: Vec<u32> = snapshot.chosen.iter().map(|address| ids[address]).collect();
-        let unchanged = self.ports.get(&key).is_some_and(|port| {
+        let unchanged = known.is_some_and(|port| {
             port.slots == slots
                 && (port.word.count() as usize == slots.len())
                 && (!slots.is_empty() || port.word == ServiceWord::without_backends(snapshot.empty))
@@ -448,10 +448,7 @@ impl Planner {
         // A backend whose flags change is written again where it is, also if that is all that is left to
         // do for it: clients with affinity go by them.
         for (address, backend_id) in &ids {
-            let written = self
-                .ports
-                .get(&key)
-                .and_then(|port| port.backends.get(address));
+            let written = known.and_then(|port| port.backends.get(address));
             let flags = if wanted.contains(address) {
                 backends::flags_of(snapshot, address)
             } else {
@@ -467,18 +464,14 @@ impl Planner {
             push(Step::PutSourceRange { service: id, range });
         }
         // A switch that changes nothing is still due when backends fall out of use: it dates them.
-        let falls_out = self.ports.get(&key).is_some_and(|port| {
+        let falls_out = known.is_some_and(|port| {
             port.backends
                 .iter()
                 .any(|(address, backend)| !wanted.contains(address) && backend.disused.is_none())
         });
         let affinity = affinity::of(&key, snapshot.affinity_timeout_secs);
-        let is_as_it_was = unchanged
-            && !falls_out
-            && self
-                .ports
-                .get(&key)
-                .is_some_and(|port| port.affinity == affinity);
+        let is_as_it_was =
+            unchanged && !falls_out && known.is_some_and(|port| port.affinity == affinity);
         let word = match (run, slots.len()) {
             (Some(run), count) => {
                 push(Step::WriteSlots {
@@ -491,7 +484,7 @@ impl Planner {
                 ))
             }
             (None, _) if is_as_it_was => None,
-            (None, _) if unchanged => self.ports.get(&key).map(|port| port.word),
+            (None, _) if unchanged => known.map(|port| port.word),
             (None, _) => Some(ServiceWord::without_backends(snapshot.empty)),
         };
         if let Some(word) = word {
@@ -521,9 +514,7 @@ impl Planner {
                 });
             }
         }
-        for range in self
-            .ports
-            .get(&key)
+        for range in known
             .into_iter()
             .flat_map(|port| &port.source_ranges)
             .filter(|range| !ranges.is_some_and(|wanted| wanted.contains(range)))

@@ -13,6 +13,25 @@ use super::{
 use crate::model::{FrontendAddress, PortKey};
 
 impl Planner {
+    /// Records that these steps of `plan` have been executed, in this order.
+    pub fn all_done(&mut self, plan: &mut Plan, steps: &[Planned]) {
+        let is_backend = |planned: &Planned| matches!(planned.step, Step::WriteBackend { .. });
+        // Those of one port come together, and are most of all steps.
+        let together = |a: &Planned, b: &Planned| {
+            is_backend(a) && is_backend(b) && Arc::ptr_eq(&a.port, &b.port)
+        };
+        for steps in steps.chunk_by(together) {
+            match (steps, self.ports.get_mut(&steps[0].port)) {
+                ([first, _, ..], Some(port)) if is_backend(first) => {
+                    for planned in steps {
+                        backend_written(port, &planned.step);
+                    }
+                }
+                _ => steps.iter().for_each(|planned| self.done(plan, planned)),
+            }
+        }
+    }
+
     /// Records that a step of `plan` has been executed.
     pub fn done(&mut self, plan: &mut Plan, planned: &Planned) {
         let epoch = self.epoch;
@@ -38,20 +57,9 @@ impl Planner {
                     },
                 );
             }
-            Step::WriteBackend { id, backend } => {
+            Step::WriteBackend { .. } => {
                 if let Some(port) = self.ports.get_mut(key) {
-                    let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
-                    // One that falls out of use is written again before the switch dates it.
-                    let disused = port.backends.get(&address).and_then(|b| b.disused);
-                    port.backends.insert(
-                        address,
-                        KnownBackend {
-                            id: *id,
-                            flags: backend.flags,
-                            twin: backend.twin,
-                            disused,
-                        },
-                    );
+                    backend_written(port, &planned.step);
                 }
             }
             Step::WriteSlots { .. } => {}
@@ -218,6 +226,24 @@ impl Planner {
             | Step::PutServiceNet { .. }
             | Step::RemoveServiceNet { .. } => {}
         }
+    }
+}
+
+/// If the step writes a backend, it is the port's.
+fn backend_written(port: &mut Port, step: &Step) {
+    if let Step::WriteBackend { id, backend } = step {
+        let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+        // One that falls out of use is written again before the switch dates it.
+        let disused = port.backends.get(&address).and_then(|b| b.disused);
+        port.backends.insert(
+            address,
+            KnownBackend {
+                id: *id,
+                flags: backend.flags,
+                twin: backend.twin,
+                disused,
+            },
+        );
     }
 }
 
