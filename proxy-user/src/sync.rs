@@ -216,3 +216,7 @@ mod tests;
 #[cfg(test)]
 #[path = "sync_affinity_tests.rs"]
 mod affinity_tests;
+
+#[cfg(test)]
+#[path = "sync_scale_tests.rs"]
+mod scale_tests;

@@ -133,8 +133,8 @@ fn slice(states: &States) -> Event {
                 serving: state.is_serving(),
                 terminating: *state == State::Terminating,
                 node: Some(if is_here(endpoint) { "here" } else { "there" }.into()),
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
+                zone_hints: Default::default(),
+                node_hints: Default::default(),
             })
             .collect(),
         triggered: None,

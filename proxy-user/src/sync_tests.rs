@@ -49,8 +49,8 @@ fn endpoints(service: &str, count: u8) -> Event {
         serving: true,
         terminating: false,
         node: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        zone_hints: Default::default(),
+        node_hints: Default::default(),
     };
     Event::SliceApplied(EndpointSlice {
         name: ObjectName::new("ns", service),

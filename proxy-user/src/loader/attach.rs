@@ -158,6 +158,8 @@ pub fn load(
     let has_coarse_clock = u8::from(features.coarse_clock);
     let has_skip_neigh = u8::from(features.skip_neigh);
     loader
+        // No program needs that of the kernel, and it is 20 MiB to read.
+        .btf(None)
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .override_global("HAS_COARSE_CLOCK", &has_coarse_clock, true)
         .override_global("HAS_SKIP_NEIGH", &has_skip_neigh, true)

@@ -83,8 +83,8 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
                 serving,
                 terminating,
                 node: here.then(|| "n1".into()),
-                zone_hints,
-                node_hints,
+                zone_hints: zone_hints.into(),
+                node_hints: node_hints.into(),
                 ..endpoint(address)
             },
         )

@@ -44,7 +44,7 @@ impl Names {
             let hints = endpoint
                 .zone_hints
                 .iter_mut()
-                .chain(&mut endpoint.node_hints);
+                .chain(endpoint.node_hints.iter_mut());
             for name in endpoint.node.iter_mut().chain(hints) {
                 self.share(name);
             }

@@ -4,10 +4,12 @@
 //! Nothing here is optional because the API made it so: defaults are applied by [`super::ingest`].
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     fmt,
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
+    ops::Deref,
     sync::Arc,
 };
 
@@ -17,7 +19,7 @@ use proxy_common::abi::Protocol;
 use serde::{Deserialize, Serialize};
 
 /// Namespace and name of an object; printed as `namespace/name`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -29,6 +31,26 @@ impl ObjectName {
             namespace: namespace.into(),
             name: name.into(),
         }
+    }
+}
+
+/// Trees are searched by it: what is shared need not be read.
+impl Ord for ObjectName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let shared = |a: &Arc<str>, b: &Arc<str>| {
+            if Arc::ptr_eq(a, b) {
+                Ordering::Equal
+            } else {
+                a.cmp(b)
+            }
+        };
+        shared(&self.namespace, &other.namespace).then_with(|| shared(&self.name, &other.name))
+    }
+}
+
+impl PartialOrd for ObjectName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -191,9 +213,39 @@ pub struct Endpoint {
     pub terminating: bool,
     pub node: Option<Arc<str>>,
     /// `hints.forZones[].name`.
-    pub zone_hints: Vec<Arc<str>>,
+    pub zone_hints: Hints,
     /// `hints.forNodes[].name`.
-    pub node_hints: Vec<Arc<str>>,
+    pub node_hints: Hints,
+}
+
+/// Names of zones or nodes. Most endpoints have none, and there are very many endpoints: none takes
+/// the room of a pointer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints(Option<Box<HintNames>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct HintNames {
+    names: Vec<Arc<str>>,
+}
+
+impl From<Vec<Arc<str>>> for Hints {
+    fn from(names: Vec<Arc<str>>) -> Self {
+        Self((!names.is_empty()).then(|| Box::new(HintNames { names })))
+    }
+}
+
+impl Deref for Hints {
+    type Target = [Arc<str>];
+
+    fn deref(&self) -> &[Arc<str>] {
+        self.0.as_ref().map_or(&[], |hints| &hints.names)
+    }
+}
+
+impl Hints {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Arc<str>> {
+        self.0.iter_mut().flat_map(|hints| &mut hints.names)
+    }
 }
 
 /// What the policy needs to know of the node the agent runs on.

@@ -24,8 +24,8 @@ fn endpoint(text: &str) -> Endpoint {
         serving: state.contains('S'),
         terminating: state.contains('T'),
         node: (node != "-").then(|| node.into()),
-        zone_hints: hinted("z"),
-        node_hints: hinted("h"),
+        zone_hints: hinted("z").into(),
+        node_hints: hinted("h").into(),
     }
 }
 
@@ -408,8 +408,8 @@ prop_compose! {
             address: Ipv4Addr::new(10, 1, 0, 1).into(),
             ready, serving, terminating,
             node: node.map(Into::into),
-            zone_hints: zones.into_iter().map(Into::into).collect(),
-            node_hints: nodes.into_iter().map(Into::into).collect(),
+            zone_hints: zones.into_iter().map(Into::into).collect::<Vec<Arc<str>>>().into(),
+            node_hints: nodes.into_iter().map(Into::into).collect::<Vec<Arc<str>>>().into(),
         }
     }
 }

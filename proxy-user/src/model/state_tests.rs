@@ -43,8 +43,8 @@ pub(super) fn endpoint(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        zone_hints: Default::default(),
+        node_hints: Default::default(),
     }
 }
 

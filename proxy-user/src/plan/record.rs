@@ -23,6 +23,7 @@ impl Planner {
         for steps in steps.chunk_by(together) {
             match (steps, self.ports.get_mut(&steps[0].port)) {
                 ([first, _, ..], Some(port)) if is_backend(first) => {
+                    port.backends.reserve(steps.len());
                     for planned in steps {
                         backend_written(port, &planned.step);
                     }

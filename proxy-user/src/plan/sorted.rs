@@ -31,12 +31,16 @@ impl<K: Ord, V> Sorted<K, V> {
         match self.find(&key) {
             Ok(at) => self.0[at].1 = value,
             Err(at) => {
-                if self.0.len() < 4 {
+                if self.0.is_empty() {
                     self.0.reserve_exact(1);
                 }
                 self.0.insert(at, (key, value));
             }
         }
+    }
+
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.0.reserve_exact(more);
     }
 
     pub(super) fn remove(&mut self, key: &K) {

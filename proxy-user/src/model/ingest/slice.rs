@@ -11,7 +11,7 @@ use super::{
     ANNOTATION_TRIGGERED, Ingested, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, Problems,
     Reason, address, has_label, object_name,
 };
-use crate::model::{Endpoint, EndpointSlice, Event, Family, ObjectName, SlicePort};
+use crate::model::{Endpoint, EndpointSlice, Event, Family, Hints, ObjectName, SlicePort};
 
 const KIND: &str = "EndpointSlice";
 
@@ -161,8 +161,9 @@ fn endpoints(
     kept
 }
 
-fn names<T>(hints: Vec<T>, name: impl Fn(T) -> String) -> Vec<Arc<str>> {
-    hints.into_iter().map(|hint| name(hint).into()).collect()
+fn names<T>(hints: Vec<T>, name: impl Fn(T) -> String) -> Hints {
+    let names: Vec<Arc<str>> = hints.into_iter().map(|hint| name(hint).into()).collect();
+    names.into()
 }
 
 #[cfg(test)]

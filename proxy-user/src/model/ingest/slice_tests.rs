@@ -46,8 +46,8 @@ fn endpoint(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: None,
-        zone_hints: vec![],
-        node_hints: vec![],
+        zone_hints: Default::default(),
+        node_hints: Default::default(),
     }
 }
 
@@ -199,8 +199,8 @@ fn hints_are_kept() {
             "hints": {"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": [{"name": "n1"}]}}]),
     );
     let hinted = Endpoint {
-        zone_hints: vec!["a".into(), "b".into()],
-        node_hints: vec!["n1".into()],
+        zone_hints: vec!["a".into(), "b".into()].into(),
+        node_hints: vec!["n1".into()].into(),
         ..endpoint("10.1.0.1")
     };
     assert_eq!(slice.endpoints, [hinted]);
