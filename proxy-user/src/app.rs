@@ -24,6 +24,7 @@ use crate::{
         self, Claim, Features, Fixed, Loaded, Mechanism, PinError, Pins, Removed, Sizes, TcAttach,
     },
     maps::{Capacity, MapStore as _, bpf::BpfStore},
+    memory,
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
@@ -153,6 +154,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         grace: None,
         redial: Redial::Idle(view),
         surfaces,
+        listed: false,
     };
     tokio::select! {
         result = agent.run() => result,
@@ -256,6 +258,8 @@ struct Agent {
     grace: Option<JoinHandle<Epoch>>,
     redial: Redial,
     surfaces: Surfaces,
+    /// A list has ended whose memory was not given back yet.
+    listed: bool,
 }
 
 /// What begins with the first sync.
@@ -331,6 +335,7 @@ impl Agent {
     }
 
     fn apply(&mut self, event: Event) {
+        self.listed |= matches!(event, Event::Listed(_));
         self.surfaces.received(&event);
         self.syncer.apply(event);
     }
@@ -363,6 +368,9 @@ impl Agent {
                 outcome.touched,
                 outcome.report.executed
             );
+        }
+        if outcome.ran && std::mem::take(&mut self.listed) {
+            tokio::spawn(memory::give_back_soon());
         }
         if outcome.udp_moved {
             self.redial.start();

@@ -11,6 +11,7 @@ mod health;
 pub mod keeper;
 pub mod loader;
 pub mod maps;
+mod memory;
 mod metrics;
 pub mod model;
 pub mod plan;
