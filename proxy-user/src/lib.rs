@@ -2,6 +2,7 @@
 //! See ARCHITECTURE.md.
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod devices;

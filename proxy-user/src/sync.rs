@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{
+    audit::{Audit, Audited},
     maps::MapStore,
     model::{Event, HealthCheck, LocalState, Model, ObjectName, WithoutLocal},
     plan::{Change, Done, Epoch, Failed, Planner, Refused, Report, carry_out, execute},
@@ -183,6 +184,11 @@ impl<S: MapStore> Syncer<S> {
         self.said = wrong;
     }
 
+    /// Looks at so many parts more of what the maps should hold; all that was found, at the end.
+    pub fn audit(&mut self, audit: &mut Audit, parts: usize) -> Option<Audited> {
+        audit.go_on(&self.planner, &mut self.store, parts)
+    }
+
     /// The epoch to wait for, if something was freed.
     pub fn begin_grace(&mut self) -> Option<Epoch> {
         self.planner.begin_grace()
@@ -212,6 +218,10 @@ impl<S: MapStore> Syncer<S> {
 #[cfg(test)]
 #[path = "sync_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "sync_audit_tests.rs"]
+mod audit_tests;
 
 #[cfg(test)]
 #[path = "sync_affinity_tests.rs"]

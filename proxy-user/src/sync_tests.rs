@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-const ROOM: Capacity = Capacity {
+pub(super) const ROOM: Capacity = Capacity {
     frontends: 16,
     services: 16,
     backends: 16,
@@ -20,7 +20,7 @@ const ROOM: Capacity = Capacity {
     service_nets: 4,
 };
 
-fn service(name: &str, last: u8) -> Event {
+pub(super) fn service(name: &str, last: u8) -> Event {
     Event::ServiceApplied(Service {
         name: ObjectName::new("ns", name),
         created_secs: 0,
@@ -42,7 +42,7 @@ fn service(name: &str, last: u8) -> Event {
 }
 
 /// The Service's only slice, with this many endpoints.
-fn endpoints(service: &str, count: u8) -> Event {
+pub(super) fn endpoints(service: &str, count: u8) -> Event {
     let endpoint = |last| Endpoint {
         address: IpAddr::from([10, 0, 0, last]),
         ready: true,
@@ -67,7 +67,7 @@ fn endpoints(service: &str, count: u8) -> Event {
 }
 
 /// An agent that starts on these maps.
-fn start(store: FakeStore) -> Syncer<FakeStore> {
+pub(super) fn start(store: FakeStore) -> Syncer<FakeStore> {
     let planner = Planner::adopt(store.capacity(), &store.observe().unwrap());
     Syncer::new(
         Model::new(Node::default(), NodePortScope::Primary),
@@ -76,7 +76,7 @@ fn start(store: FakeStore) -> Syncer<FakeStore> {
     )
 }
 
-fn list(syncer: &mut Syncer<FakeStore>, kind: Kind, events: Vec<Event>) {
+pub(super) fn list(syncer: &mut Syncer<FakeStore>, kind: Kind, events: Vec<Event>) {
     syncer.apply(Event::ListStarted(kind));
     events.into_iter().for_each(|event| syncer.apply(event));
     syncer.apply(Event::Listed(kind));

@@ -198,6 +198,32 @@ impl BpfStore {
         })
     }
 
+    /// With the id of their service.
+    fn each_source_range(&self) -> impl Iterator<Item = Result<(u32, IpNet), StoreError>> {
+        self.source_ranges.keys().filter_map(|key| {
+            let key = match key.map_err(unreadable(map::SOURCE_RANGES)) {
+                Ok(key) => key,
+                Err(error) => return Some(Err(error)),
+            };
+            let SourceRange { service, addr } = SourceRange::from_bytes(key.data());
+            let bits = key.prefix_len().checked_sub(SERVICE_BITS)?;
+            Some(Ok((service, prefix::net(&addr, bits)?)))
+        })
+    }
+
+    fn each_service_net(&self) -> impl Iterator<Item = Result<IpNet, StoreError>> {
+        self.service_nets.keys().filter_map(|key| {
+            let key = match key.map_err(unreadable(map::SERVICE_NETS)) {
+                Ok(key) => key,
+                Err(error) => return Some(Err(error)),
+            };
+            let mut bytes = [0; SourceRange::SIZE];
+            bytes[SourceRange::SIZE - ADDR_SIZE..].copy_from_slice(&key.data());
+            let SourceRange { addr, .. } = SourceRange::from_bytes(bytes);
+            prefix::net(&addr, key.prefix_len()).map(Ok)
+        })
+    }
+
     /// Does as many of the steps as one system call can, from the first on; yields how many.
     fn batch(&mut self, steps: &[&Step]) -> usize {
         let put: Vec<_> = steps.iter().map_while(|step| frontend_put(step)).collect();
@@ -245,6 +271,10 @@ fn in_range<T>(array: &SharedArray, index: u32, result: Option<T>) -> Result<T, 
         index,
         capacity: array.capacity(),
     })
+}
+
+fn unreadable(map: &'static str) -> impl Fn(MapError) -> StoreError {
+    move |source| StoreError::Map { map, source }
 }
 
 fn map_error(
@@ -436,22 +466,74 @@ impl MapStore for BpfStore {
         (done, None)
     }
 
+    fn holds(&self, step: &Step) -> bool {
+        let name = |service: &u32| self.names.map.get(&service.to_ne_bytes(), 0).ok();
+        // The longest prefix that covers it: as good, as all say the same.
+        let has_range = |service: &u32, range| {
+            let key = source_range_key(*service, range);
+            self.source_ranges.get(&key, 0).is_ok()
+        };
+        let has_net = |net| self.service_nets.get(&service_net_key(net), 0).is_ok();
+        match step {
+            Step::PutName { service, name: text } => name(service) == Some(text.to_bytes()),
+            Step::RemoveName { service } => name(service).is_none(),
+            Step::WriteBackend { id, backend } => self.backend(*id) == Some(*backend),
+            Step::ClearBackend { id } => self.backend(*id).is_none_or(|there| there.service == 0),
+            Step::WriteSlots { first, backend_ids } => (*first..)
+                .zip(backend_ids)
+                .all(|(slot, id)| self.slots.load_u32(slot) == Some(*id)),
+            Step::Switch {
+                service,
+                word,
+                affinity,
+            } => {
+                let (word, affinity) = (*word, *affinity);
+                self.service(*service) == Service { word, affinity }
+            }
+            Step::PutFrontend { key, frontend } => self.frontend(key) == Some(*frontend),
+            Step::RemoveFrontend { key } => self.frontend(key).is_none(),
+            Step::PutAddress { ip } => {
+                let (key, entry) = address_entry(*ip);
+                self.frontend(&key) == Some(entry)
+            }
+            Step::RemoveAddress { ip } => self.frontend(&address_entry(*ip).0).is_none(),
+            Step::PutSourceRange { service, range } => has_range(service, range),
+            Step::RemoveSourceRange { service, range } => !has_range(service, range),
+            Step::PutServiceNet { net } => has_net(net),
+            Step::RemoveServiceNet { net } => !has_net(net),
+        }
+    }
+
+    fn removals(&self) -> Result<Vec<Step>, StoreError> {
+        let mut steps = Vec::new();
+        for key in self.frontends.map.keys() {
+            let key = key.map_err(unreadable(map::FRONTENDS))?;
+            steps.push(Step::removal_of_frontend(&FrontendKey::from_bytes(key)));
+        }
+        for id in self.names.map.keys() {
+            let service = u32::from_ne_bytes(id.map_err(unreadable(map::NAMES))?);
+            steps.push(Step::RemoveName { service });
+        }
+        for range in self.each_source_range() {
+            let (service, range) = range?;
+            steps.push(Step::RemoveSourceRange { service, range });
+        }
+        for net in self.each_service_net() {
+            steps.push(Step::RemoveServiceNet { net: net? });
+        }
+        Ok(steps)
+    }
+
     fn observe(&self) -> Result<Observed, StoreError> {
         let mut observed = Observed::default();
         for entry in self.frontends.map.iter() {
-            let (key, value) = entry.map_err(|source| StoreError::Map {
-                map: map::FRONTENDS,
-                source,
-            })?;
+            let (key, value) = entry.map_err(unreadable(map::FRONTENDS))?;
             observed
                 .frontends
                 .insert(FrontendKey::from_bytes(key), Frontend::from_bytes(value));
         }
         for entry in self.names.map.iter() {
-            let (id, name) = entry.map_err(|source| StoreError::Map {
-                map: map::NAMES,
-                source,
-            })?;
+            let (id, name) = entry.map_err(unreadable(map::NAMES))?;
             observed
                 .names
                 .insert(u32::from_ne_bytes(id), ServiceName::from_bytes(name));
@@ -478,33 +560,12 @@ impl MapStore for BpfStore {
                 observed.slots.insert(first, ids);
             }
         }
-        for key in self.source_ranges.keys() {
-            let key = key.map_err(|source| StoreError::Map {
-                map: map::SOURCE_RANGES,
-                source,
-            })?;
-            let SourceRange { service, addr } = SourceRange::from_bytes(key.data());
-            let bits = key.prefix_len().checked_sub(SERVICE_BITS);
-            if let Some(range) = bits.and_then(|bits| prefix::net(&addr, bits)) {
-                observed
-                    .source_ranges
-                    .entry(service)
-                    .or_default()
-                    .insert(range);
-            }
+        for range in self.each_source_range() {
+            let (service, range) = range?;
+            let ranges = observed.source_ranges.entry(service).or_default();
+            ranges.insert(range);
         }
-        for key in self.service_nets.keys() {
-            let key = key.map_err(|source| StoreError::Map {
-                map: map::SERVICE_NETS,
-                source,
-            })?;
-            let mut bytes = [0; SourceRange::SIZE];
-            bytes[SourceRange::SIZE - ADDR_SIZE..].copy_from_slice(&key.data());
-            let SourceRange { addr, .. } = SourceRange::from_bytes(bytes);
-            observed
-                .service_nets
-                .extend(prefix::net(&addr, key.prefix_len()));
-        }
+        observed.service_nets = self.each_service_net().collect::<Result<_, _>>()?;
         for id in 1..self.backends.capacity() {
             if let Some(backend) = self.backend(id).filter(|backend| backend.service != 0) {
                 observed.backends.insert(id, backend);

@@ -144,6 +144,61 @@ impl MapStore for FakeStore {
         Ok(())
     }
 
+    fn holds(&self, step: &Step) -> bool {
+        let maps = &self.maps;
+        let has_range = |service: &u32, range| {
+            let ranges = maps.source_ranges.get(service);
+            ranges.is_some_and(|ranges| ranges.contains(&prefix::of_net(range)))
+        };
+        let has_net = |net| maps.service_nets.contains(&prefix::of_net(net));
+        match step {
+            Step::PutName { service, name } => self.names.get(service) == Some(name),
+            Step::RemoveName { service } => !self.names.contains_key(service),
+            Step::WriteBackend { id, backend } => maps.backends.get(id) == Some(backend),
+            Step::ClearBackend { id } => !maps.backends.contains_key(id),
+            Step::WriteSlots { first, backend_ids } => (*first..)
+                .zip(backend_ids)
+                .all(|(slot, id)| maps.slots.get(&slot) == Some(id)),
+            Step::Switch {
+                service,
+                word,
+                affinity,
+            } => {
+                let (word, affinity) = (*word, *affinity);
+                let there = maps.services.get(service).copied();
+                there.unwrap_or(ServiceWord::default().into()) == Service { word, affinity }
+            }
+            Step::PutFrontend { key, frontend } => maps.frontends.get(key) == Some(frontend),
+            Step::RemoveFrontend { key } => !maps.frontends.contains_key(key),
+            Step::PutAddress { ip } => {
+                let (key, entry) = address_entry(*ip);
+                maps.frontends.get(&key) == Some(&entry)
+            }
+            Step::RemoveAddress { ip } => !maps.frontends.contains_key(&address_entry(*ip).0),
+            Step::PutSourceRange { service, range } => has_range(service, range),
+            Step::RemoveSourceRange { service, range } => !has_range(service, range),
+            Step::PutServiceNet { net } => has_net(net),
+            Step::RemoveServiceNet { net } => !has_net(net),
+        }
+    }
+
+    fn removals(&self) -> Result<Vec<Step>, StoreError> {
+        let observed = self.observe()?;
+        let frontends = observed.frontends.keys().map(Step::removal_of_frontend);
+        let names = observed.names.keys();
+        let ranges = observed.source_ranges.iter().flat_map(|(service, ranges)| {
+            let service = *service;
+            let ranges = ranges.iter().copied();
+            ranges.map(move |range| Step::RemoveSourceRange { service, range })
+        });
+        let nets = observed.service_nets.iter();
+        Ok(frontends
+            .chain(names.map(|service| Step::RemoveName { service: *service }))
+            .chain(ranges)
+            .chain(nets.map(|net| Step::RemoveServiceNet { net: *net }))
+            .collect())
+    }
+
     fn observe(&self) -> Result<Observed, StoreError> {
         let services: HashMap<u32, Service> = self
             .maps

@@ -92,6 +92,12 @@ pub trait MapStore {
         (steps.len(), None)
     }
 
+    /// Whether the step would change nothing. An entry that can't be read is not there.
+    fn holds(&self, step: &Step) -> bool;
+
+    /// The steps that would remove every entry of the maps that have entries: all but the arrays.
+    fn removals(&self) -> Result<Vec<Step>, StoreError>;
+
     fn observe(&self) -> Result<Observed, StoreError>;
 
     /// Value of each counter, summed over CPUs.

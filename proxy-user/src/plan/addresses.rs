@@ -36,6 +36,14 @@ impl Addresses {
         self.unheld.insert(ip);
     }
 
+    pub(super) fn known(&self) -> impl Iterator<Item = IpAddr> {
+        self.known.iter().copied()
+    }
+
+    pub(super) fn is_known(&self, ip: &IpAddr) -> bool {
+        self.known.contains(ip)
+    }
+
     /// How many are in the map.
     pub(super) fn used(&self) -> u64 {
         self.known.len() as u64

@@ -3,6 +3,7 @@
 mod addresses;
 mod adopt;
 mod affinity;
+mod audit;
 mod backends;
 mod execute;
 mod ids;
@@ -12,6 +13,7 @@ mod record;
 mod sorted;
 mod step;
 
+pub use audit::Part;
 pub use execute::{Done, Failed, Report, carry_out, execute};
 pub use ids::{Epoch, Full};
 pub use planner::{Change, Plan, Planned, Planner, Refused, Used};

@@ -89,6 +89,35 @@ pub enum Phase {
 }
 
 impl Step {
+    /// What takes the entry under `key` out of FRONTENDS.
+    pub fn removal_of_frontend(key: &FrontendKey) -> Self {
+        match address_of(key) {
+            Some(ip) => Self::RemoveAddress { ip },
+            None => Self::RemoveFrontend { key: *key },
+        }
+    }
+
+    /// Whether it takes away an entry.
+    pub fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::RemoveFrontend { .. }
+                | Self::RemoveAddress { .. }
+                | Self::RemoveSourceRange { .. }
+                | Self::RemoveServiceNet { .. }
+                | Self::RemoveName { .. }
+        )
+    }
+
+    /// What it is about, without the verb.
+    pub fn subject(&self) -> String {
+        let text = self.to_string();
+        match text.strip_prefix("remove ") {
+            Some(subject) => subject.to_owned(),
+            None => text,
+        }
+    }
+
     pub fn phase(&self) -> Phase {
         match self {
             Self::PutName { .. } => Phase::Names,

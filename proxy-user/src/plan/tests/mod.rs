@@ -148,6 +148,7 @@ proptest! {
         live(&mut world, history);
         world.settle();
         assert!(world.unsettled().is_empty());
+        world.is_as_known();
         world.all_is_in_place();
         assert_eq!(world.plan_again(), []);
         world.fresh_planner_has_nothing_to_do();
@@ -161,6 +162,7 @@ proptest! {
         live(&mut world, history);
         world.settle();
         assert!(world.unsettled().is_empty());
+        world.is_as_known();
         world.all_is_in_place();
         assert_eq!(world.plan_again(), []);
         world.fresh_planner_has_nothing_to_do();

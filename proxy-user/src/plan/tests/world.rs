@@ -20,6 +20,7 @@ use proxy_common::{
 
 use super::oracle::{CLIENTS, Client, Desired, Outcome, VIPS, local_twin, vip};
 use crate::{
+    audit::Audit,
     maps::{Capacity, MapStore, Observed, StoreError, fake::FakeStore},
     model::{FrontendAddress, ObjectName, PortKey},
     plan::{Done, Epoch, Plan, Planner, Report, Step, carry_out, execute},
@@ -242,6 +243,14 @@ impl MapStore for Checked {
         Ok(())
     }
 
+    fn holds(&self, step: &Step) -> bool {
+        self.inner.holds(step)
+    }
+
+    fn removals(&self) -> Result<Vec<Step>, StoreError> {
+        self.inner.removals()
+    }
+
     fn observe(&self) -> Result<Observed, StoreError> {
         self.inner.observe()
     }
@@ -302,6 +311,14 @@ impl World {
 
     pub(super) fn maps(&self) -> &FakeStore {
         &self.store.inner
+    }
+
+    /// The maps hold what the planner knows, and nothing else.
+    pub(super) fn is_as_known(&mut self) {
+        let mut audit = Audit::of(&self.planner);
+        audit.set_entries(self.store.removals().expect("in memory"));
+        let found = audit.go_on(&self.planner, &mut self.store, usize::MAX);
+        assert_eq!(found.map(|found| found.drift), Some(Vec::new()));
     }
 
     /// Services whose last plan was refused or failed.
