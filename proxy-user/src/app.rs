@@ -15,8 +15,10 @@ use tokio::{
 };
 
 use crate::{
+    auditing::Auditing,
     cli::CliError,
     config::{self, ConfigError, ConfigFile},
+    control,
     devices::{Choice, Facts},
     expiry,
     keeper::{Inputs, Keeper},
@@ -57,6 +59,8 @@ pub struct Config {
     pub bpffs_root: PathBuf,
     pub sizes: Sizes,
     pub surfaces: SurfacesConfig,
+    /// How often the maps are compared with what they should hold; `None` for only when it is asked for.
+    pub audit_interval: Option<Duration>,
     pub devices: Choice,
     pub tc_attach: TcAttach,
     pub fixed: Fixed,
@@ -135,6 +139,11 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         .that_waits_for_its_node();
     let view = Arc::new(pins.share_store(&store)?);
     surfaces.set_store(Arc::clone(&view));
+    let requests = control::listen(&pins.directory()).map_err(|source| CliError::Io {
+        what: "the socket on which the agent is asked",
+        source,
+    })?;
+    let auditing = Auditing::new(requests, config.audit_interval, Arc::clone(&view));
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
@@ -152,6 +161,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         config,
         received,
         grace: None,
+        auditing,
         redial: Redial::Idle(view),
         surfaces,
         listed: false,
@@ -256,6 +266,7 @@ struct Agent {
     received: mpsc::Receiver<Event>,
     /// The grace period that is running.
     grace: Option<JoinHandle<Epoch>>,
+    auditing: Auditing,
     redial: Redial,
     surfaces: Surfaces,
     /// A list has ended whose memory was not given back yet.
@@ -328,6 +339,12 @@ impl Agent {
                 () = self.redial.finished() => Outcome::default(),
                 () = self.packet.attached() => Outcome::default(),
                 _ = retry.tick(), if self.syncer.has_retries() => self.sync(),
+                () = self.auditing.is_due(), if self.syncer.is_synced() => {
+                    if let Some(audited) = self.auditing.go_on(&mut self.syncer) {
+                        self.surfaces.audited(&audited);
+                    }
+                    Outcome::default()
+                }
             };
             self.surfaces.after_sync(&mut outcome, &self.syncer);
             self.after(&outcome)?;

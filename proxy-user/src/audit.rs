@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     maps::{MapStore, StoreError},
@@ -28,7 +28,7 @@ pub struct Audit {
 }
 
 /// What a pass has found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audited {
     /// Entries that were looked at.
     pub checked: u64,

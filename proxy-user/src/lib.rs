@@ -3,8 +3,10 @@
 
 pub mod app;
 pub mod audit;
+mod auditing;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod devices;
 mod events;
 pub mod expiry;

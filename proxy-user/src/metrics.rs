@@ -23,6 +23,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    audit::Audited,
     maps::{Capacity, MapStore as _, bpf::BpfStore},
     model::{Event, WithoutLocal},
     plan::Used,
@@ -50,6 +51,8 @@ pub(crate) struct Metrics {
     livez: Family<Labels, Counter>,
     without_local: Family<Labels, Gauge>,
     not_programmed: Gauge,
+    drift: Counter,
+    last_audited: Seconds,
     entries: Family<Labels, Gauge>,
     capacity: Family<Labels, Gauge>,
 }
@@ -76,6 +79,8 @@ impl Metrics {
             livez: Family::default(),
             without_local: Family::default(),
             not_programmed: Gauge::default(),
+            drift: Counter::default(),
+            last_audited: Seconds::default(),
             entries: Family::default(),
             capacity: Family::default(),
         };
@@ -162,6 +167,16 @@ impl Metrics {
             self.not_programmed.clone(),
         );
         ours.register(
+            "map_drift",
+            "Map entries that an audit found changed by somebody else, and wrote again or removed",
+            self.drift.clone(),
+        );
+        ours.register(
+            "audit_last_timestamp_seconds",
+            "When all of the maps were last compared with what they should hold",
+            self.last_audited.clone(),
+        );
+        ours.register(
             "map_entries",
             "Elements in use, those that wait for readers included",
             self.entries.clone(),
@@ -227,6 +242,11 @@ impl Metrics {
         };
         set("internal", count.internal);
         set("external", count.external);
+    }
+
+    pub(crate) fn audited(&self, now: Timestamp, audited: &Audited) {
+        self.drift.inc_by(audited.drifted);
+        self.last_audited.set(now.as_duration().as_secs_f64());
     }
 
     pub(crate) fn set_not_programmed(&self, services: usize) {

@@ -11,6 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
+    audit::Audited,
     cli::CliError,
     events::{Events, Notice},
     health::{
@@ -183,6 +184,15 @@ impl Surfaces {
                 self.tell(Told::Addresses(addresses.clone()));
                 self.addresses = addresses;
             }
+        }
+    }
+
+    /// A pass over the maps has ended. What was found is somebody's doing, and is told.
+    pub(crate) fn audited(&self, audited: &Audited) {
+        self.metrics.audited(Timestamp::now(), audited);
+        log::debug!("audit: {} entries looked at", audited.checked);
+        for line in audited.lines() {
+            log::warn!("the maps were changed by somebody else: {line}");
         }
     }
 

@@ -85,6 +85,11 @@ impl<S: MapStore> Syncer<S> {
         self.model.apply(event);
     }
 
+    /// The maps hold what was listed, and not only what an earlier agent left.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
     pub fn has_retries(&self) -> bool {
         !self.retry.is_empty()
     }

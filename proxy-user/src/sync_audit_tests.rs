@@ -27,7 +27,8 @@ fn settled() -> Syncer<FakeStore> {
         other => other,
     };
     let mut syncer = start(FakeStore::new(ROOM));
-    let cidr = Event::ServiceCidrApplied("kubernetes".into(), vec!["10.96.0.0/16".parse().unwrap()]);
+    let cidr =
+        Event::ServiceCidrApplied("kubernetes".into(), vec!["10.96.0.0/16".parse().unwrap()]);
     list(&mut syncer, Kind::ServiceCidr, vec![cidr]);
     let services = vec![service("none", 1), service("two", 2), limited()];
     list(&mut syncer, Kind::Service, services);

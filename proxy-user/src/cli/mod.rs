@@ -13,6 +13,7 @@ use tokio::runtime::Builder;
 
 use crate::{
     config::ConfigError,
+    control::ControlError,
     loader::{LoadError, PinError, PreflightError},
     maps::StoreError,
 };
@@ -26,7 +27,7 @@ use crate::{
 #[command(
     name = "kube-portal",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -93,6 +94,12 @@ pub enum CliError {
     Listen(String),
     #[error("the filters of devices: {0}")]
     Devices(String),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(
+        "somebody else has changed {drifted} entries of the maps; {repaired} of them are as they should be again"
+    )]
+    Drift { drifted: u64, repaired: u64 },
     #[error("{0}")]
     Usage(String),
 }
@@ -104,7 +111,9 @@ impl CliError {
             Self::Config(error) if error.is_usage() => 2,
             Self::Preflight(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
+            Self::Drift { .. } => 5,
             Self::Config(_)
+            | Self::Control(_)
             | Self::Load(_)
             | Self::Pin(_)
             | Self::Store(_)

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 use super::{CliError, PinArgs, block_on_runtime, cleanup, snat_ports};
 use crate::{
     app,
-    config::{self, ProxyFlags},
+    config::{self, ProxyFlags, Span},
     devices::{Choice, Pattern},
     loader::{Fixed, Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     server::sockets_of,
@@ -55,6 +55,10 @@ pub(super) struct RunArgs {
     /// that have been away longest go first.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     max_affinity: u32,
+    /// How often the maps are compared with what they should hold, and repaired; 0 for only when
+    /// `kube-portal status --verify` asks.
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = interval)]
+    audit_interval: Duration,
     /// Translate packets on these devices: names and globs, comma-separated [default: those with a
     /// default route, an InternalIP of the Node or another global address, and tunnels]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -155,6 +159,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             affinity: args.max_affinity,
         },
         surfaces,
+        audit_interval: Some(args.audit_interval).filter(|interval| !interval.is_zero()),
         devices,
         tc_attach: args.tc_attach,
         fixed: Fixed {
@@ -166,6 +171,11 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     // One thread reads, this one writes: a second reader would only be woken in vain.
     runtime.worker_threads(1);
     block_on_runtime(runtime, app::run(config))?
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let span: Span = text.parse().map_err(|error| format!("{error}"))?;
+    span.duration().ok_or_else(|| "it is negative".to_owned())
 }
 
 /// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.

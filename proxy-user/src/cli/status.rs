@@ -6,6 +6,7 @@ use proxy_common::abi::map;
 
 use super::{CliError, PinArgs};
 use crate::{
+    control,
     loader::{
         AffinityMap, FlowMap, PinError, Pins, check_bpffs, check_node, device_name, on_devices,
     },
@@ -20,12 +21,18 @@ pub(super) struct StatusArgs {
     /// One JSON object instead of tables.
     #[arg(long)]
     json: bool,
+    /// Have the running agent compare the maps with what they should hold, and repair them.
+    #[arg(long)]
+    verify: bool,
 }
 
 pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
     check_node()?;
     check_bpffs(&args.pins.bpffs_root)?;
     let pins = Pins::new(&args.pins.bpffs_root);
+    if args.verify {
+        return verify(&pins, args.json);
+    }
     let store = pins.open_store()?;
     let flows = FlowMap::from_pin(&pins.map(map::FLOWS)).map_err(PinError::from)?;
     let count = flows.count().map_err(|source| CliError::Io {
@@ -48,10 +55,7 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
     status.set_packet_path(&on_devices, device_name, (count, flows.capacity()));
     status.set_affinity((clients, affinity.capacity()));
     let text = if args.json {
-        serde_json::to_string_pretty(&status).map_err(|error| CliError::Io {
-            what: "status",
-            source: error.into(),
-        })?
+        to_json(&status)?
     } else {
         let width = std::io::stdout()
             .is_terminal()
@@ -62,6 +66,40 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
             .filter(|width| *width > 0);
         status.to_table(width)
     };
+    print(&text)
+}
+
+fn verify(pins: &Pins, json: bool) -> Result<(), CliError> {
+    let audited = control::verify(&pins.directory())?;
+    if json {
+        print(&to_json(&audited)?)?;
+    } else if audited.drifted == 0 {
+        print(&format!(
+            "{} entries, all as they should be",
+            audited.checked
+        ))?;
+    } else {
+        let lines: Vec<String> = audited.lines().collect();
+        print(&lines.join("\n"))?;
+    }
+    if audited.drifted == 0 {
+        Ok(())
+    } else {
+        Err(CliError::Drift {
+            drifted: audited.drifted,
+            repaired: audited.repaired,
+        })
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String, CliError> {
+    serde_json::to_string_pretty(value).map_err(|error| CliError::Io {
+        what: "status",
+        source: error.into(),
+    })
+}
+
+fn print(text: &str) -> Result<(), CliError> {
     // A reader that has seen enough (`| head`) is no failure.
     match writeln!(std::io::stdout(), "{text}") {
         Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Io {

@@ -17,17 +17,18 @@ use std::{fs, io, path::PathBuf};
 
 use serde_json::Value;
 
-use self::{
-    fields::{Effect, FIELDS, Field},
-    flags::Given,
-    settings::Invalid,
-};
 pub use self::{
+    duration::Span,
     flags::ProxyFlags,
     oom::set_oom_score_adj,
     schema::KubeProxyConfiguration,
     settings::{Mode, Settings},
     watch::{ConfigFile, changed},
+};
+use self::{
+    fields::{Effect, FIELDS, Field},
+    flags::Given,
+    settings::Invalid,
 };
 
 #[derive(Debug, thiserror::Error)]

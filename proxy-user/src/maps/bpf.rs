@@ -475,7 +475,10 @@ impl MapStore for BpfStore {
         };
         let has_net = |net| self.service_nets.get(&service_net_key(net), 0).is_ok();
         match step {
-            Step::PutName { service, name: text } => name(service) == Some(text.to_bytes()),
+            Step::PutName {
+                service,
+                name: text,
+            } => name(service) == Some(text.to_bytes()),
             Step::RemoveName { service } => name(service).is_none(),
             Step::WriteBackend { id, backend } => self.backend(*id) == Some(*backend),
             Step::ClearBackend { id } => self.backend(*id).is_none_or(|there| there.service == 0),

@@ -25,7 +25,12 @@ impl Planner {
     pub fn parts(&self) -> Vec<Part> {
         let ports = self.ports.keys().map(|key| Part::Port(Arc::clone(key)));
         let addresses = self.addresses.known().map(Part::Address);
-        let nets = self.service_nets.known.iter().copied().map(Part::ServiceNet);
+        let nets = self
+            .service_nets
+            .known
+            .iter()
+            .copied()
+            .map(Part::ServiceNet);
         ports.chain(addresses).chain(nets).collect()
     }
 
@@ -77,8 +82,9 @@ impl Planner {
     /// Whether the maps hold what `removal` would take away.
     pub fn knows(&self, removal: &Step) -> bool {
         match removal {
-            Step::RemoveFrontend { key } => frontend_address(key)
-                .is_some_and(|address| self.frontends.contains_key(&address)),
+            Step::RemoveFrontend { key } => {
+                frontend_address(key).is_some_and(|address| self.frontends.contains_key(&address))
+            }
             Step::RemoveAddress { ip } => self.addresses.is_known(ip),
             Step::RemoveName { service } => self.owners.contains_key(service),
             Step::RemoveSourceRange { service, range } => self

@@ -1,0 +1,124 @@
+//! What another process of the node asks of the running agent.
+//!
+//! The socket is in the abstract namespace, which goes with the network namespace: an agent in a pod of the
+//! node's network is reached from the node as from its own container, and nothing is left when it dies. Its
+//! name is that of the directory of pins, so that each agent of a machine has its own. Only root is answered.
+
+use std::{
+    fs, io,
+    io::{Read as _, Write as _},
+    os::{
+        linux::{fs::MetadataExt as _, net::SocketAddrExt as _},
+        unix::net as std_unix,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::audit::Audited;
+
+/// The only request there is.
+const VERIFY: &[u8] = b"verify\n";
+/// A request is said at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is asked takes no longer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests that wait for the agent's loop.
+const QUEUE: usize = 4;
+
+/// Somebody waits for an audit.
+pub type Asker = oneshot::Sender<Audited>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("no agent runs here for the pins in {}: start one, or see the maps as they are with `kube-portal status`", .0.display())]
+    NoAgent(PathBuf),
+    #[error("the agent was asked, and gave no answer: {0}")]
+    Broken(io::Error),
+    #[error("the agent's answer can't be read: {0}")]
+    Unreadable(serde_json::Error),
+}
+
+fn address(pins: &Path) -> io::Result<std_unix::SocketAddr> {
+    let directory = fs::metadata(pins)?;
+    let name = format!("kube-portal/{}/{}", directory.st_dev(), directory.st_ino());
+    std_unix::SocketAddr::from_abstract_name(name)
+}
+
+/// Answers requests for as long as the agent lives. To be called on a runtime.
+///
+/// # Errors
+/// The socket can't be had.
+pub fn listen(pins: &Path) -> io::Result<mpsc::Receiver<Asker>> {
+    let listener = std_unix::UnixListener::bind_addr(&address(pins)?)?;
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let (requests, received) = mpsc::channel(QUEUE);
+    tokio::spawn(serve(listener, requests));
+    Ok(received)
+}
+
+async fn serve(listener: UnixListener, requests: mpsc::Sender<Asker>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let requests = requests.clone();
+                tokio::spawn(async move {
+                    // Whoever breaks off gets no answer.
+                    let _ended = answer(stream, &requests).await;
+                });
+            }
+            // No descriptor is left.
+            Err(_) => tokio::time::sleep(REQUEST_TIMEOUT).await,
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asker>) -> io::Result<()> {
+    if stream.peer_cred()?.uid() != 0 {
+        return Ok(());
+    }
+    let mut request = [0; VERIFY.len()];
+    timeout(REQUEST_TIMEOUT, stream.read_exact(&mut request)).await??;
+    if request != VERIFY {
+        return Ok(());
+    }
+    let (asker, audited) = oneshot::channel();
+    if requests.send(asker).await.is_err() {
+        return Ok(());
+    }
+    if let Ok(audited) = audited.await {
+        stream.write_all(&serde_json::to_vec(&audited)?).await?;
+    }
+    Ok(())
+}
+
+/// Has the agent compare all of the maps with what they should hold, and repair them.
+///
+/// # Errors
+/// There is no agent, or it doesn't answer.
+pub fn verify(pins: &Path) -> Result<Audited, ControlError> {
+    let stream = address(pins)
+        .and_then(|address| std_unix::UnixStream::connect_addr(&address))
+        .map_err(|_| ControlError::NoAgent(pins.to_owned()))?;
+    let answer = ask(stream, VERIFY).map_err(ControlError::Broken)?;
+    if answer.is_empty() {
+        return Err(ControlError::Broken(io::ErrorKind::UnexpectedEof.into()));
+    }
+    serde_json::from_slice(&answer).map_err(ControlError::Unreadable)
+}
+
+fn ask(mut stream: std_unix::UnixStream, request: &[u8]) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.write_all(request)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
