@@ -17,20 +17,18 @@ use crate::{
 
 /// A Service without endpoints, one with two, one with source ranges; and a ServiceCIDR.
 fn settled() -> Syncer<FakeStore> {
-    let limited = || match service("limited", 3) {
-        Event::ServiceApplied(mut service) => {
-            service.load_balancer_ips = vec![IpAddr::from([203, 0, 113, 3])];
-            let ranges = ["198.51.100.0/24", "192.0.2.0/25"].map(|range| range.parse().unwrap());
-            service.source_ranges = [(Family::V4, ranges.into())].into();
-            Event::ServiceApplied(service)
-        }
-        other => other,
+    let Event::ServiceApplied(mut limited) = service("limited", 3) else {
+        unreachable!("it makes no other");
     };
+    limited.load_balancer_ips = vec![IpAddr::from([203, 0, 113, 3])];
+    let ranges = ["198.51.100.0/24", "192.0.2.0/25"].map(|range| range.parse().unwrap());
+    limited.source_ranges = [(Family::V4, ranges.into())].into();
     let mut syncer = start(FakeStore::new(ROOM));
     let cidr =
         Event::ServiceCidrApplied("kubernetes".into(), vec!["10.96.0.0/16".parse().unwrap()]);
     list(&mut syncer, Kind::ServiceCidr, vec![cidr]);
-    let services = vec![service("none", 1), service("two", 2), limited()];
+    let limited = Event::ServiceApplied(limited);
+    let services = vec![service("none", 1), service("two", 2), limited];
     list(&mut syncer, Kind::Service, services);
     let slices = vec![endpoints("two", 2), endpoints("limited", 1)];
     list(&mut syncer, Kind::EndpointSlice, slices);
