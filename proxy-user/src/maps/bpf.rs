@@ -237,9 +237,11 @@ impl BpfStore {
         }
         let named: Vec<_> = steps
             .iter()
-            .map_while(|step| match step {
-                Step::PutName { service, name } => Some((service.to_ne_bytes(), name.to_bytes())),
-                _ => None,
+            .map_while(|step| {
+                let Step::PutName { service, name } = step else {
+                    return None;
+                };
+                Some((service.to_ne_bytes(), name.to_bytes()))
             })
             .collect();
         if named.len() > 1 {
@@ -248,9 +250,11 @@ impl BpfStore {
         }
         let nameless: Vec<_> = steps
             .iter()
-            .map_while(|step| match step {
-                Step::RemoveName { service } => Some(service.to_ne_bytes()),
-                _ => None,
+            .map_while(|step| {
+                let Step::RemoveName { service } = step else {
+                    return None;
+                };
+                Some(service.to_ne_bytes())
             })
             .collect();
         if nameless.len() > 1 {
@@ -320,20 +324,24 @@ fn service_net_key(net: &IpNet) -> Key<Bytes<ADDR_SIZE>> {
 
 /// The entry that the step puts into FRONTENDS, if it is about that.
 fn frontend_put(step: &Step) -> Option<(Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>)> {
-    let (key, frontend) = match step {
-        Step::PutFrontend { key, frontend } => (*key, *frontend),
-        Step::PutAddress { ip } => address_entry(*ip),
-        _ => return None,
+    let (key, frontend) = if let Step::PutFrontend { key, frontend } = step {
+        (*key, *frontend)
+    } else if let Step::PutAddress { ip } = step {
+        address_entry(*ip)
+    } else {
+        return None;
     };
     Some((key.to_bytes(), frontend.to_bytes()))
 }
 
 /// The key that the step takes out of FRONTENDS, if it is about that.
 fn frontend_gone(step: &Step) -> Option<Bytes<{ FrontendKey::SIZE }>> {
-    match step {
-        Step::RemoveFrontend { key } => Some(key.to_bytes()),
-        Step::RemoveAddress { ip } => Some(address_entry(*ip).0.to_bytes()),
-        _ => None,
+    if let Step::RemoveFrontend { key } = step {
+        Some(key.to_bytes())
+    } else if let Step::RemoveAddress { ip } = step {
+        Some(address_entry(*ip).0.to_bytes())
+    } else {
+        None
     }
 }
 
