@@ -44,6 +44,9 @@ pub struct Args {
     /// nodeport: who takes part.
     #[arg(long, value_delimiter = ',', default_values = ["plain", "nftables", "kube-portal"])]
     sides: Vec<nodeport::Side>,
+    /// nodeport: the nodes that carry rules or an agent.
+    #[arg(long, default_value = "every")]
+    on: nodeport::On,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
