@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     cli::CliError,
     config::{self, ConfigError, ConfigFile},
-    devices::{Choice, Facts},
+    devices::{self, Choice, Facts},
     expiry,
     keeper::{Inputs, Keeper},
     loader::{
@@ -56,6 +56,7 @@ pub struct Config {
     pub sizes: Sizes,
     pub surfaces: SurfacesConfig,
     pub devices: Choice,
+    pub snat_source: devices::Source,
     pub tc_attach: TcAttach,
     pub fixed: Fixed,
 }
@@ -399,9 +400,11 @@ impl Packet {
             },
         ));
         let keeper =
-            Keeper::new(packet, config.devices.clone()).map_err(|source| CliError::Io {
-                what: "netlink",
-                source,
+            Keeper::new(packet, config.devices.clone(), config.snat_source).map_err(|source| {
+                CliError::Io {
+                    what: "netlink",
+                    source,
+                }
             })?;
         let (done, attached) = oneshot::channel();
         tokio::spawn(keeper.run(inputs, done));

@@ -156,6 +156,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         },
         surfaces,
         devices,
+        snat_source: settings.snat_source,
         tc_attach: args.tc_attach,
         fixed: Fixed {
             snat_ports: args.snat_ports,
