@@ -345,7 +345,7 @@ impl Agent {
             differs
         });
         if outcome.first {
-            let attached = self.packet.start(&self.config)?;
+            let attached = self.packet.start(&self.config, &self.surfaces)?;
             log::info!(
                 "first sync done: {} Services, {} steps, {} programs attached",
                 self.syncer.model().service_count(),
@@ -376,7 +376,7 @@ impl Agent {
 
 impl Packet {
     /// Attaches the socket programs, whose names it yields, and has the packet path put onto devices.
-    fn start(&mut self, config: &Config) -> Result<Vec<String>, CliError> {
+    fn start(&mut self, config: &Config, surfaces: &Surfaces) -> Result<Vec<String>, CliError> {
         let Self::Waiting(start) = std::mem::replace(self, Self::Moving) else {
             return Ok(Vec::new());
         };
@@ -387,17 +387,17 @@ impl Packet {
             inputs,
         } = *start;
         let names = loaded.attach(&config.cgroup_root)?;
-        let (claim, packet, flows, affinity) = loaded.into_packet_path(mechanism)?;
+        let (claim, packet, swept) = loaded.into_packet_path(mechanism)?;
         told(claim.retire_socket_links());
+        let flows = |map| expiry::Flows {
+            map,
+            timeouts: config.fixed.timeouts,
+        };
         tokio::spawn(expiry::run(
-            expiry::Flows {
-                map: flows,
-                timeouts: config.fixed.timeouts,
-            },
-            expiry::Affinity {
-                clients: affinity,
-                store: timeouts,
-            },
+            flows(swept.flows),
+            flows(swept.half_open),
+            expiry::Affinity::new(swept.affinity, timeouts),
+            surfaces.fillings(),
         ));
         let keeper =
             Keeper::new(packet, config.devices.clone(), config.snat_source).map_err(|source| {
