@@ -26,6 +26,7 @@ use crate::{
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
+    sctp::SctpPorts,
     surfaces::{Surfaces, SurfacesConfig},
     sync::{Outcome, Syncer},
     watch,
@@ -146,6 +147,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             },
         })),
         internal_ips,
+        sctp: SctpPorts::new(!config.devices.pod_devices.is_empty()),
         config,
         received,
         grace: None,
@@ -254,6 +256,7 @@ struct Agent {
     grace: Option<JoinHandle<Epoch>>,
     redial: Redial,
     surfaces: Surfaces,
+    sctp: SctpPorts,
 }
 
 /// What begins with the first sync.
@@ -327,6 +330,9 @@ impl Agent {
 
     fn apply(&mut self, event: Event) {
         self.surfaces.received(&event);
+        for line in self.sctp.received(&event) {
+            log::warn!("{line}");
+        }
         self.syncer.apply(event);
     }
 

@@ -60,7 +60,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     devices: Option<Vec<String>>,
     /// Translate also what comes from pods by these devices: names and globs, comma-separated. For
-    /// pods whose sockets the socket path can't see, such as virtual machines.
+    /// pods whose sockets the socket path can't see, such as virtual machines, and for the SCTP of any.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pod_devices: Vec<String>,
     /// How programs are attached to devices.
