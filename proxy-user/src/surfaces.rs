@@ -13,6 +13,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use crate::{
     cli::CliError,
     events::{Events, Notice},
+    expiry::Filling,
     health::{
         Moment, ProxyHealth,
         listeners::{self, ProxyIsHealthy, Told},
@@ -109,6 +110,12 @@ impl Surfaces {
     /// The maps are there: a view of them for /metrics.
     pub(crate) fn set_store(&self, store: BpfStore) {
         self.metrics.set_store(store);
+    }
+
+    /// To be told how full a map is.
+    pub(crate) fn fillings(&self) -> impl Fn(Filling) + use<> {
+        let metrics = self.metrics.clone();
+        move |filling| metrics.set_map(filling)
     }
 
     /// An event is about to be applied.
