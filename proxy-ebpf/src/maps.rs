@@ -94,6 +94,10 @@ pub(crate) static FLOWS: HashMap<Tuple, FlowEntry, 1024> = HashMap::new();
 #[btf_map(name = "KP_HALF_OPEN")]
 pub(crate) static HALF_OPEN: LruHashMap<Tuple, FlowEntry, 1024> = LruHashMap::new();
 
+/// Reply tuples that a CPU is about to take over: one a CPU at most.
+#[btf_map(name = "KP_LOCKS")]
+pub(crate) static LOCKS: HashMap<Tuple, u32, 1024> = HashMap::new();
+
 #[btf_map(name = "KP_FRAGMENTS")]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 1024> = LruHashMap::new();
 

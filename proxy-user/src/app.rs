@@ -19,7 +19,7 @@ use crate::{
     cli::CliError,
     config::{self, ConfigError, ConfigFile},
     control,
-    devices::{Choice, Facts},
+    devices::{self, Choice, Facts},
     expiry,
     keeper::{Inputs, Keeper},
     loader::{
@@ -30,6 +30,7 @@ use crate::{
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
+    sctp::SctpPorts,
     surfaces::{Surfaces, SurfacesConfig},
     sync::{Outcome, Syncer},
     watch,
@@ -62,6 +63,7 @@ pub struct Config {
     /// How often the maps are compared with what they should hold; `None` for only when it is asked for.
     pub audit_interval: Option<Duration>,
     pub devices: Choice,
+    pub snat_source: devices::Source,
     pub tc_attach: TcAttach,
     pub fixed: Fixed,
 }
@@ -158,6 +160,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             },
         })),
         internal_ips,
+        sctp: SctpPorts::new(!config.devices.pod_devices.is_empty()),
         config,
         received,
         grace: None,
@@ -271,6 +274,7 @@ struct Agent {
     surfaces: Surfaces,
     /// A list has ended whose memory was not given back yet.
     listed: bool,
+    sctp: SctpPorts,
 }
 
 /// What begins with the first sync.
@@ -354,6 +358,9 @@ impl Agent {
     fn apply(&mut self, event: Event) {
         self.listed |= matches!(event, Event::Listed(_));
         self.surfaces.received(&event);
+        for line in self.sctp.received(&event) {
+            log::warn!("{line}");
+        }
         self.syncer.apply(event);
     }
 
@@ -372,7 +379,7 @@ impl Agent {
             differs
         });
         if outcome.first {
-            let attached = self.packet.start(&self.config)?;
+            let attached = self.packet.start(&self.config, &self.surfaces)?;
             log::info!(
                 "first sync done: {} Services, {} steps, {} programs attached",
                 self.syncer.model().service_count(),
@@ -406,7 +413,7 @@ impl Agent {
 
 impl Packet {
     /// Attaches the socket programs, whose names it yields, and has the packet path put onto devices.
-    fn start(&mut self, config: &Config) -> Result<Vec<String>, CliError> {
+    fn start(&mut self, config: &Config, surfaces: &Surfaces) -> Result<Vec<String>, CliError> {
         let Self::Waiting(start) = std::mem::replace(self, Self::Moving) else {
             return Ok(Vec::new());
         };
@@ -417,22 +424,24 @@ impl Packet {
             inputs,
         } = *start;
         let names = loaded.attach(&config.cgroup_root)?;
-        let (claim, packet, flows, affinity) = loaded.into_packet_path(mechanism)?;
+        let (claim, packet, swept) = loaded.into_packet_path(mechanism)?;
         told(claim.retire_socket_links());
+        let flows = |map| expiry::Flows {
+            map,
+            timeouts: config.fixed.timeouts,
+        };
         tokio::spawn(expiry::run(
-            expiry::Flows {
-                map: flows,
-                timeouts: config.fixed.timeouts,
-            },
-            expiry::Affinity {
-                clients: affinity,
-                store: timeouts,
-            },
+            flows(swept.flows),
+            flows(swept.half_open),
+            expiry::Affinity::new(swept.affinity, timeouts),
+            surfaces.fillings(),
         ));
         let keeper =
-            Keeper::new(packet, config.devices.clone()).map_err(|source| CliError::Io {
-                what: "netlink",
-                source,
+            Keeper::new(packet, config.devices.clone(), config.snat_source).map_err(|source| {
+                CliError::Io {
+                    what: "netlink",
+                    source,
+                }
             })?;
         let (done, attached) = oneshot::channel();
         tokio::spawn(keeper.run(inputs, done));

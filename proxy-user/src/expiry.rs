@@ -1,14 +1,15 @@
 //! Clears away what is over: flows, and clients whose affinity has ended. Programs ignore and overwrite
-//! what has expired; this makes room for others.
+//! what has expired; this makes room for others, and knows how much is in use.
 
 use std::{
+    collections::HashMap,
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use proxy_common::{
-    abi::{FlowEntry, FlowTimeouts, Tuple},
+    abi::{AffinityEntry, AffinityKey, FlowEntry, FlowTimeouts, Tuple},
     datapath::conntrack::{is_expired, opposite, timeout_ns},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -35,14 +36,19 @@ pub struct Swept {
     pub busy: Duration,
 }
 
+/// How full a map was when all of it was last looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filling {
+    pub map: &'static str,
+    pub entries: u64,
+    pub capacity: u32,
+}
+
 /// A map in which entries come to an end.
 pub trait Expiring {
-    /// In words.
-    const WHAT: &str;
-
     fn capacity(&self) -> u32;
 
-    /// Looks at a slice of it, and removes what is over.
+    /// Looks at a slice of it, and removes what is over. A sweep begins without a position.
     fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>>;
 }
 
@@ -56,30 +62,74 @@ pub struct Flows {
 /// Clients that keep their backends.
 #[derive(Debug)]
 pub struct Affinity {
-    pub clients: AffinityMap,
+    clients: AffinityMap,
     /// Knows for how long.
-    pub store: Arc<BpfStore>,
+    store: Arc<BpfStore>,
+    known: Known,
 }
 
-/// Sweeps for ever.
-pub async fn run(mut flows: Flows, mut affinity: Affinity) {
-    let (mut flows_failed, mut affinity_failed) = (false, false);
+impl Affinity {
+    pub fn new(clients: AffinityMap, store: Arc<BpfStore>) -> Self {
+        Self {
+            clients,
+            store,
+            known: Known::default(),
+        }
+    }
+}
+
+/// For how long clients keep their backends, by Service port, and since when that is known.
+#[derive(Debug, Default)]
+struct Known {
+    timeouts_ns: HashMap<u64, u64>,
+    since_ns: u64,
+}
+
+impl Known {
+    /// Whether the client's time is over. A Service port that isn't known had no affinity; a client
+    /// that came later may be of one that has it by now, and is left to the next sweep.
+    fn is_over(&self, key: &AffinityKey, entry: &AffinityEntry, now_ns: u64) -> bool {
+        match self.timeouts_ns.get(&key.port) {
+            Some(timeout_ns) => entry.is_expired(*timeout_ns, now_ns),
+            None => entry.used_ns < self.since_ns,
+        }
+    }
+}
+
+/// Sweeps for ever, and tells after each sweep how full the map is.
+pub async fn run(
+    mut flows: Flows,
+    mut half_open: Flows,
+    mut affinity: Affinity,
+    tell: impl Fn(Filling),
+) {
+    let mut failed = [false; 3];
     loop {
         let begun = Instant::now();
-        sweep_and_tell(&mut flows, &mut flows_failed).await;
-        sweep_and_tell(&mut affinity, &mut affinity_failed).await;
+        sweep_and_tell("flows", &mut flows, &mut failed[0], &tell).await;
+        sweep_and_tell("half_open", &mut half_open, &mut failed[1], &tell).await;
+        sweep_and_tell("affinity", &mut affinity, &mut failed[2], &tell).await;
         tokio::time::sleep(INTERVAL.saturating_sub(begun.elapsed())).await;
     }
 }
 
 /// A failure is told once, and it is tried again.
-async fn sweep_and_tell<E: Expiring>(map: &mut E, told: &mut bool) {
+async fn sweep_and_tell(
+    name: &'static str,
+    map: &mut impl Expiring,
+    told: &mut bool,
+    tell: &impl Fn(Filling),
+) {
     match sweep(map, REST).await {
         Ok(swept) => {
             *told = false;
+            tell(Filling {
+                map: name,
+                entries: u64::try_from(swept.seen - swept.removed).unwrap_or(u64::MAX),
+                capacity: map.capacity(),
+            });
             log::debug!(
-                "{}: {} entries of {}, {} of them over and removed, {:?} of work",
-                E::WHAT,
+                "{name}: {} entries of {}, {} of them over and removed, {:?} of work",
                 swept.seen,
                 map.capacity(),
                 swept.removed,
@@ -87,8 +137,7 @@ async fn sweep_and_tell<E: Expiring>(map: &mut E, told: &mut bool) {
             );
         }
         Err(error) if !std::mem::replace(told, true) => log::warn!(
-            "the map of {} can't be read: {error}; what is over takes up room until it can",
-            E::WHAT
+            "the map of {name} can't be read: {error}; what is over takes up room until it can"
         ),
         Err(_) => {}
     }
@@ -112,8 +161,6 @@ pub async fn sweep(map: &mut impl Expiring, rest: u32) -> io::Result<Swept> {
 }
 
 impl Expiring for Flows {
-    const WHAT: &str = "flows";
-
     fn capacity(&self) -> u32 {
         self.map.capacity()
     }
@@ -133,8 +180,6 @@ impl Expiring for Flows {
 }
 
 impl Expiring for Affinity {
-    const WHAT: &str = "affinity";
-
     fn capacity(&self) -> u32 {
         self.clients.capacity()
     }
@@ -144,16 +189,18 @@ impl Expiring for Affinity {
         if entries.is_empty() {
             return Ok(next);
         }
-        // Read later than the entries: whoever has one of them is there, if it still has affinity.
-        let timeouts_ns = self.store.affinity_timeouts_ns();
+        // Once a sweep: it reads all Services.
+        if from.is_none() {
+            self.known = Known {
+                since_ns: monotonic_ns(),
+                timeouts_ns: self.store.affinity_timeouts_ns(),
+            };
+        }
         let now_ns = monotonic_ns();
         swept.seen += entries.len();
         for (key, entry) in entries {
-            let is_over = timeouts_ns
-                .get(&key.port)
-                .is_none_or(|timeout_ns| entry.is_expired(*timeout_ns, now_ns));
             // The batch is a moment old: its client may have come again.
-            if is_over && self.clients.get(&key) == Some(entry) {
+            if self.known.is_over(&key, &entry, now_ns) && self.clients.get(&key) == Some(entry) {
                 self.clients.remove(&key);
                 swept.removed += 1;
             }
@@ -198,4 +245,37 @@ pub fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proxy_common::abi::{Client, SockAddr};
+
+    use super::*;
+
+    #[test]
+    fn a_client_of_a_port_without_affinity_goes_unless_it_came_after_that_was_known() {
+        let known = Known {
+            timeouts_ns: [(7, 100)].into(),
+            since_ns: 1000,
+        };
+        let is_over = |port, used_ns, now_ns| {
+            let key = AffinityKey {
+                port,
+                client: Client::of_socket(1),
+            };
+            let entry = AffinityEntry {
+                used_ns,
+                backend: SockAddr::from_parts(Ipv4Addr::LOCALHOST.into(), 0),
+                backend_id: 1,
+            };
+            known.is_over(&key, &entry, now_ns)
+        };
+        assert!(!is_over(7, 950, 1001));
+        assert!(is_over(7, 850, 1001));
+        assert!(is_over(8, 999, 1001));
+        assert!(!is_over(8, 1000, 1001));
+    }
 }

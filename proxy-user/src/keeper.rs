@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    devices::{self, Choice, Chosen, Facts, Role},
+    devices::{self, Choice, Chosen, Facts, Role, Source},
     loader::{Change, PacketPath},
 };
 
@@ -37,6 +37,7 @@ pub struct Inputs {
 pub struct Keeper {
     packet: PacketPath,
     choice: Choice,
+    source: Source,
     netlink: Handle,
     /// Devices that run our programs, by index.
     attached: BTreeMap<u32, Chosen>,
@@ -47,10 +48,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub fn new(packet: PacketPath, choice: Choice) -> std::io::Result<Self> {
+    pub fn new(packet: PacketPath, choice: Choice, source: Source) -> std::io::Result<Self> {
         Ok(Self {
             packet,
             choice,
+            source,
             netlink: crate::loader::netlink()?,
             attached: BTreeMap::new(),
             said: BTreeMap::new(),
@@ -98,7 +100,7 @@ impl Keeper {
     async fn pass(&mut self, facts: &Facts, internal_ips: &[IpAddr]) {
         let chosen = devices::choose(facts, internal_ips, &self.choice);
         self.tell_choice(facts, &chosen);
-        let entries = devices::entries(facts, internal_ips, &chosen);
+        let entries = devices::entries(facts, internal_ips, &chosen, self.source);
         let known = self.packet.known_devices();
         // Chosen ones first, should there be no room for all.
         let mut order: Vec<u32> = entries.keys().copied().collect();

@@ -19,6 +19,7 @@ mod metrics;
 pub mod model;
 pub mod plan;
 pub mod redial;
+mod sctp;
 mod server;
 pub mod status;
 pub mod surfaces;

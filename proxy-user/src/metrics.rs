@@ -24,6 +24,7 @@ use prometheus_client::{
 
 use crate::{
     audit::Audited,
+    expiry::Filling,
     maps::{Capacity, MapStore as _, bpf::BpfStore},
     model::{Event, WithoutLocal},
     plan::Used,
@@ -178,12 +179,12 @@ impl Metrics {
         );
         ours.register(
             "map_entries",
-            "Elements in use, those that wait for readers included",
+            "Entries in use, those that wait for readers included; of flows and affinity, when they were last swept",
             self.entries.clone(),
         );
         ours.register(
             "map_capacity",
-            "Elements there is room for",
+            "Entries there is room for",
             self.capacity.clone(),
         );
         ours.register_collector(Box::new(self.kernel.clone()));
@@ -255,18 +256,31 @@ impl Metrics {
     }
 
     pub(crate) fn set_maps(&self, used: Used, capacity: Capacity) {
-        for (map, used, capacity) in [
+        for (map, entries, capacity) in [
             ("frontends", used.frontends, capacity.frontends),
             ("services", used.services, capacity.services),
             ("backends", used.backends, capacity.backends),
             ("slots", used.slots, capacity.slots),
         ] {
-            let labels = [("map", map)];
-            self.entries
-                .get_or_create(&labels)
-                .set(i64::try_from(used).unwrap_or(i64::MAX));
-            self.capacity.get_or_create(&labels).set(capacity.into());
+            self.set_map(Filling {
+                map,
+                entries,
+                capacity,
+            });
         }
+    }
+
+    pub(crate) fn set_map(&self, filling: Filling) {
+        let Filling {
+            map,
+            entries,
+            capacity,
+        } = filling;
+        let labels = [("map", map)];
+        self.entries
+            .get_or_create(&labels)
+            .set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.capacity.get_or_create(&labels).set(capacity.into());
     }
 
     pub(crate) fn asked_healthz(&self, status: StatusCode) {
@@ -439,6 +453,26 @@ mod tests {
         assert_eq!(
             lines(&metrics, &format!("{duration}_count")),
             [format!("{duration}_count 1")]
+        );
+    }
+
+    #[test]
+    fn a_map_has_its_entries_and_its_room_under_one_label() {
+        let metrics = Metrics::new();
+        assert_eq!(lines(&metrics, "kube_portal_map_"), [""; 0]);
+        for entries in [7, 5] {
+            metrics.set_map(Filling {
+                map: "half_open",
+                entries,
+                capacity: 128,
+            });
+        }
+        assert_eq!(
+            lines(&metrics, "kube_portal_map_"),
+            [
+                "kube_portal_map_entries{map=\"half_open\"} 5",
+                "kube_portal_map_capacity{map=\"half_open\"} 128"
+            ]
         );
     }
 }

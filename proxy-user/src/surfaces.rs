@@ -14,6 +14,7 @@ use crate::{
     audit::Audited,
     cli::CliError,
     events::{Events, Notice},
+    expiry::Filling,
     health::{
         Moment, ProxyHealth,
         listeners::{self, ProxyIsHealthy, Told},
@@ -110,6 +111,12 @@ impl Surfaces {
     /// The maps are there: a view of them for /metrics.
     pub(crate) fn set_store(&self, store: Arc<BpfStore>) {
         self.metrics.set_store(store);
+    }
+
+    /// To be told how full a map is.
+    pub(crate) fn fillings(&self) -> impl Fn(Filling) + use<> {
+        let metrics = self.metrics.clone();
+        move |filling| metrics.set_map(filling)
     }
 
     /// An event is about to be applied.

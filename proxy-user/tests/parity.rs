@@ -59,7 +59,7 @@ fn problems(page: &str, source: impl Fn(&str) -> Option<String>) -> Vec<String> 
             problems.push(format!("{id}: {status}, and nothing says how or why"));
         }
         for test in tests.split("<br>").filter(|test| !test.is_empty()) {
-            if !exists(test, &source) {
+            if !exists(test, id, &source) {
                 problems.push(format!("{id}: there is no test {test}"));
             }
         }
@@ -68,18 +68,37 @@ fn problems(page: &str, source: impl Fn(&str) -> Option<String>) -> Vec<String> 
     problems
 }
 
-/// `test`: a file and a function of it, as code.
-fn exists(test: &str, source: impl Fn(&str) -> Option<String>) -> bool {
+/// `test`: a file and a function of it, or a scenario, as code. A scenario says itself which rows it is
+/// about.
+fn exists(test: &str, row: &str, source: impl Fn(&str) -> Option<String>) -> bool {
     let code = test
         .strip_prefix('`')
         .and_then(|test| test.strip_suffix('`'));
-    code.and_then(|test| test.split_once("::"))
-        .is_some_and(|(file, name)| source(file).is_some_and(|text| has_test(&text, name)))
+    code.is_some_and(|test| match test.split_once("::") {
+        Some((file, name)) => source(file).is_some_and(|text| has_test(&text, name)),
+        None => {
+            test.starts_with(SCENARIOS) && source(test).is_some_and(|text| is_about(&text, row))
+        }
+    })
+}
+
+/// Those in the folder are all played: tests/tests/scenarios.rs.
+const SCENARIOS: &str = "tests/scenarios/";
+
+fn is_about(scenario: &str, row: &str) -> bool {
+    scenario
+        .lines()
+        .find_map(|line| line.strip_prefix("rows: [")?.strip_suffix(']'))
+        .is_some_and(|rows| rows.split(", ").any(|named| named == row))
 }
 
 /// Whether a function of this name is run by `cargo test`: one that is ignored shows nothing.
 fn has_test(text: &str, name: &str) -> bool {
     let head = format!("fn {name}(");
+    // In a file with a `main` of its own.
+    if text.contains(&format!("Trial::test(\"{name}\"")) {
+        return text.contains(&head);
+    }
     let (mut is_test, mut is_ignored) = (false, false);
     for line in text.lines().map(str::trim_start) {
         if line == "#[test]" || line.starts_with("#[tokio::test") {
@@ -156,6 +175,15 @@ fn what_is_wrong_with_a_row_is_noticed() {
             "| W6 | x | same | | `proxy-user/tests/no_such_file.rs::a_test` |",
             "W6: there is no test `proxy-user/tests/no_such_file.rs::a_test`",
         ),
+        (
+            "| W6 | x | same | | `tests/scenarios/no_such_scenario.yaml` |",
+            "W6: there is no test `tests/scenarios/no_such_scenario.yaml`",
+        ),
+        // A scenario about another row.
+        (
+            "| W6 | x | same | | `tests/scenarios/e2_who_is_ready_while_it_ends_is_ready.yaml` |",
+            "W6: there is no test `tests/scenarios/e2_who_is_ready_while_it_ends_is_ready.yaml`",
+        ),
         // A function, but none that is run as a test.
         (
             "| W6 | x | same | | `proxy-user/tests/parity.rs::told_of` |",
@@ -171,11 +199,12 @@ fn what_is_wrong_with_a_row_is_noticed() {
 fn only_what_cargo_runs_is_a_test() {
     let text = "#[test]\nfn plain() {}\n#[tokio::test]\nasync fn asynchronous() {}\n\
                 proptest! {\n    #[test]\n    fn property(\n        x in 0..1,\n    ) {}\n}\n\
-                #[test]\n#[ignore]\nfn ignored() {}\nfn helper() {}\n// #[test]\n// fn comment() {}\n";
-    for name in ["plain", "asynchronous", "property"] {
+                #[test]\n#[ignore]\nfn ignored() {}\nfn helper() {}\n// #[test]\n// fn comment() {}\n\
+                [Trial::test(\"tried\", tried), Trial::test(\"lost\", tried)]\nfn tried() {}\n";
+    for name in ["plain", "asynchronous", "property", "tried"] {
         assert!(has_test(text, name), "{name}");
     }
-    for name in ["ignored", "helper", "comment", "plai", "lain"] {
+    for name in ["ignored", "helper", "comment", "plai", "lain", "lost"] {
         assert!(!has_test(text, name), "{name}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -25,7 +25,7 @@ use proxy_user::{
 };
 use serde_json::{Value, json};
 use tests::{
-    Agent, ManifestDir, Node, SINK4, SINK6, Source, World, binaries, bpf,
+    Agent, ManifestDir, Node, SINK4, SINK6, Source, World, binaries, bpf, http,
     packet::kernel::Kernel,
     stage::{PATIENCE, eventually},
     tc::{self, TCX, tc},
@@ -761,7 +761,7 @@ fn flows_that_are_over_are_cleared_away_and_all_others_stay() -> Result<()> {
     let mut half_open: BpfHashMap<_, [u8; Tuple::SIZE], [u8; FlowEntry::SIZE]> =
         half_open.try_into()?;
     // One that was closed a while ago; one that has long to live; one of which only one direction is
-    // old; one that is nobody's business but the LRU map's.
+    // old; and of those half open, too, one of each.
     let young = |port| {
         flow(port, 0).map(|(tuple, entry)| {
             let state = state::PROVEN;
@@ -779,17 +779,45 @@ fn flows_that_are_over_are_cleared_away_and_all_others_stay() -> Result<()> {
     for (tuple, entry) in &stay {
         flows.put(tuple, entry)?;
     }
-    let [kept, _] = flow(6000, 3600 * SECOND_NS);
-    half_open.insert(kept.0.to_bytes(), kept.1.to_bytes(), 0)?;
+    let begun = flow(6000, 0);
+    for (tuple, entry) in flow(6001, 3600 * SECOND_NS).iter().chain(&begun) {
+        half_open.insert(tuple.to_bytes(), entry.to_bytes(), 0)?;
+    }
     eventually("the flows to go", || {
         let count = flows.count()?;
         ensure!(count == stay.len(), "{count} entries");
         Ok(())
     })?;
+    let stay_count = stay.len();
     for (tuple, entry) in stay {
         ensure!(flows.get(&tuple) == Some(entry), "{tuple:?}");
     }
-    ensure!(half_open.get(&kept.0.to_bytes(), 0).is_ok());
+    // Swept after the flows; half open for a minute, so that nobody has to hurry.
+    eventually("what is half open to be swept", || {
+        ensure!(half_open.keys().count() == begun.len());
+        Ok(())
+    })?;
+    for (tuple, entry) in begun {
+        ensure!(half_open.get(&tuple.to_bytes(), 0)? == entry.to_bytes());
+    }
+    let metrics = || {
+        let at = SocketAddr::from(([127, 0, 0, 1], 10249));
+        http::get(ground.world.node("node-a").netns(), at, "/metrics")
+    };
+    let filling = |map: &str, entries: usize, capacity: u32| {
+        let body = metrics()?.body;
+        for line in [
+            format!("kube_portal_map_entries{{map=\"{map}\"}} {entries}"),
+            format!("kube_portal_map_capacity{{map=\"{map}\"}} {capacity}"),
+        ] {
+            ensure!(body.lines().any(|found| found == line), "{line}: {body}");
+        }
+        Ok(())
+    };
+    eventually("the metrics of both", || {
+        filling("flows", stay_count, 8192)?;
+        filling("half_open", 2, 131_072)
+    })?;
     let used = &ground.agent.status()?["maps"]["flow entries"];
     ensure!(used["used"] == 1002 && used["capacity"] == 8192, "{used}");
     Ok(())

@@ -426,6 +426,23 @@ fn the_metrics_server_answers_as_kube_proxys_does() -> Result<()> {
         "{reply:?}"
     );
     ensure!(metric(&reply, "kube_portal_map_capacity{map=\"frontends\"}")? == 131_072.0);
+    // Those that are swept, soon after the start.
+    eventually("the first sweep", || {
+        let reply = ask("/metrics")?;
+        for (map, capacity) in [
+            ("flows", 524_288.0),
+            ("half_open", 131_072.0),
+            ("affinity", 65_536.0),
+        ] {
+            let of =
+                |name: &str| metric(&reply, &format!("kube_portal_map_{name}{{map=\"{map}\"}}"));
+            ensure!(
+                of("entries")? == 0.0 && of("capacity")? == capacity,
+                "{map}"
+            );
+        }
+        Ok(())
+    })?;
     ensure!(metric(&reply, "kube_portal_services_not_programmed")? == 0.0);
     ensure!(metric(&reply, "kube_portal_sockets_capacity")? == 131_072.0);
     ensure!(metric(&reply, "kubeproxy_sync_proxy_rules_service_changes_total")? >= 1.0);

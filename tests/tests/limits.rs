@@ -57,6 +57,23 @@ fn an_undefined_port_of_a_cluster_ip_is_refused_at_once_and_what_was_one_is_not(
     })
 }
 
+#[test]
+fn an_sctp_port_of_which_pods_get_nothing_is_told_of_once() -> Result<()> {
+    let service = Service::new("web", [VIP4, VIP6])
+        .tcp("http", 80)
+        .port("s1", "SCTP", 36_412, None);
+    let stage = Stage::new(|_, manifests| manifests.service(&service))?;
+    let line = "default/web:s1 is SCTP: clients outside reach it, pods do not";
+    stage.agent.wait_log(line, PATIENCE)?;
+    let changed = service.tcp("more", 81);
+    stage.manifests.service(&changed)?;
+    eventually("the change", || {
+        stage.frontend(VIP4, 81)?.context("no port 81").map(drop)
+    })?;
+    ensure!(stage.agent.count_log("is SCTP") == 1);
+    Ok(())
+}
+
 fn balanced(ranges: &str) -> Service {
     Service::new("web", [VIP4, VIP6])
         .tcp("http", 80)

@@ -44,12 +44,14 @@ scenarios! {
     e6_internal_policy_local_is_about_the_cluster_ip_alone
     e7_external_policy_cluster_leads_everybody_to_all_endpoints
     e8_external_policy_local_keeps_clients_from_outside_on_this_node
+    e11_a_pod_is_never_taken_for_outside_and_an_address_makes_no_pod
     e12_external_policy_local_counts_where_there_is_an_outside
     e13_hints_for_this_node_come_first
     e14_hints_for_a_zone_count_if_every_ready_endpoint_has_one
     e15_a_wish_for_closeness_without_hints_changes_nothing
     e17_connections_outlive_endpoints_policies_and_services
     l1_source_ranges_are_about_the_addresses_of_load_balancers
+    l4_a_range_with_the_nodes_address_admits_the_node_at_every_balancers_address
     n1_node_ports_answer_in_the_ranges_that_are_configured
     n1_node_ports_answer_on_the_nodes_primary_address
     n5_a_service_changes_its_type_and_its_node_port

@@ -4,11 +4,15 @@
 //! flood of packets with invented senders pushes out only its like, and moves to FLOWS when its
 //! client has shown that it hears the answers. FLOWS refuses what it has no room for: such a flow
 //! stays in HALF_OPEN and works on.
+//!
+//! CPUs work on them at the same time, and no map compares before it writes. So an entry of the original
+//! direction is put and forgotten only on behalf of its client's own packets, and one of the other direction
+//! only by whoever takes the reply tuple (`snat`) or has it.
 
 use crate::{
     abi::{
         Direction, FLOW_TOUCH_NS, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Protocol,
-        Tuple,
+        SockAddr, Tuple,
     },
     wire::transport::tcp,
 };
@@ -34,6 +38,12 @@ pub trait Conntrack {
     #[must_use]
     fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
     fn forget(&self, table: Table, key: &Tuple);
+    /// Makes this CPU the only one that takes over the reply tuple `key`, until [`unlock`](Self::unlock).
+    /// Whether no other is at it.
+    #[must_use]
+    fn lock(&self, key: &Tuple) -> bool;
+    /// Only by whoever has locked it.
+    fn unlock(&self, key: &Tuple);
     /// See [`timeout_ns`].
     fn timeout_ns(&self, protocol: u8, state: u8) -> u64;
 
@@ -129,12 +139,24 @@ const MILLISECOND_NS: u64 = 1_000_000;
 /// * a question that was answered: nothing says that another will follow.
 #[inline(always)]
 pub fn is_done(entry: &FlowEntry, protocol: u8, now_ns: u64) -> bool {
+    is_silent_for(entry, protocol, now_ns, 100, 3000)
+}
+
+/// Whether it may be [`is_done`] to another CPU: half that silence, or less.
+#[inline(always)]
+pub fn is_nearly_done(entry: &FlowEntry, protocol: u8, now_ns: u64) -> bool {
+    is_silent_for(entry, protocol, now_ns, 50, 1000)
+}
+
+/// Since when, in milliseconds, a closed one has to be silent, and one that is not proven.
+#[inline(always)]
+fn is_silent_for(entry: &FlowEntry, protocol: u8, now_ns: u64, closed: u64, unproven: u64) -> bool {
     let proven = entry.state & state::PROVEN != 0;
     let replied = entry.state & state::REPLIED != 0;
     let milliseconds = match Protocol::from_number(protocol) {
-        Some(Protocol::Tcp) if is_closed(entry.state) => 100,
-        Some(Protocol::Tcp) if !proven => 3000,
-        Some(Protocol::Udp | Protocol::Sctp) if !proven && replied => 3000,
+        Some(Protocol::Tcp) if is_closed(entry.state) => closed,
+        Some(Protocol::Tcp) if !proven => unproven,
+        Some(Protocol::Udp | Protocol::Sctp) if !proven && replied => unproven,
         Some(Protocol::Tcp | Protocol::Udp | Protocol::Sctp) | None => return false,
     };
     now_ns.saturating_sub(entry.used_ns) >= milliseconds * MILLISECOND_NS
@@ -194,6 +216,28 @@ pub fn is_proven(protocol: u8, entry: &FlowEntry, tcp_flags: u8, acknowledgement
 #[inline(always)]
 pub fn is_stale(entry: &FlowEntry, now_ns: u64) -> bool {
     now_ns.saturating_sub(entry.used_ns) >= FLOW_TOUCH_NS
+}
+
+/// Whether `entry`, which was found under `entry`'s flow's other key, leads to packets of `tuple`, or to
+/// those of another flow that took its place.
+#[inline(always)]
+pub fn leads_to(entry: &FlowEntry, tuple: &Tuple) -> bool {
+    entry.dst.addr == tuple.src
+        && entry.dst.port_be == tuple.src_port_be
+        && entry.src.addr == tuple.dst
+        && entry.src.port_be == tuple.dst_port_be
+}
+
+/// The opposite of `entry`, which is under the key `tuple`.
+#[inline(always)]
+pub fn mirror(entry: &FlowEntry, tuple: &Tuple, into: &mut FlowEntry) {
+    *into = *entry;
+    into.src = SockAddr::from_parts(tuple.dst, tuple.dst_port_be);
+    into.dst = SockAddr::from_parts(tuple.src, tuple.src_port_be);
+    into.direction = match Direction::from_number(entry.direction) {
+        Direction::Original => Direction::Reply as u8,
+        Direction::Reply => Direction::Original as u8,
+    };
 }
 
 /// The key of the opposite entry.

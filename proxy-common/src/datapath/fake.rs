@@ -39,6 +39,7 @@ pub struct Maps {
     pub established: RefCell<HashMap<Tuple, FlowEntry>>,
     /// How many entries `established` takes; `None`: any number.
     pub established_capacity: Option<usize>,
+    pub locks: RefCell<HashSet<Tuple>>,
     pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     pub devices: HashMap<u32, Device>,
     /// By destination; there are no prefixes here.
@@ -227,6 +228,14 @@ impl Conntrack for Maps {
         self.table(table).borrow_mut().remove(key);
     }
 
+    fn lock(&self, key: &Tuple) -> bool {
+        self.locks.borrow_mut().insert(*key)
+    }
+
+    fn unlock(&self, key: &Tuple) {
+        self.locks.borrow_mut().remove(key);
+    }
+
     fn timeout_ns(&self, protocol: u8, state: u8) -> u64 {
         let timeouts = self.timeouts.unwrap_or(FlowTimeouts::DEFAULT);
         conntrack::timeout_ns(protocol, state, &timeouts)
@@ -344,7 +353,6 @@ impl Default for Work {
         let flow = super::flow::Flow::default();
         Self {
             key: flow.tuple,
-            victim: flow.tuple,
             flow,
             entry,
             reply: entry,

@@ -70,8 +70,7 @@ pub fn choose(
         return Err(without(word));
     };
     if !affinity.is_on() {
-        let backend_id = draw(tables, word.first_slot(), count)?;
-        return live(tables, service, backend_id).ok_or(NoChoice::Damaged);
+        return draw(tables, service, word.first_slot(), count);
     }
     let Visit { client, now_ns } = visit();
     let key = AffinityKey {
@@ -84,18 +83,17 @@ pub fn choose(
         }
         Some(_) | None => None,
     };
-    let backend_id = match kept {
-        Some(backend_id) => backend_id,
-        None => draw(tables, word.first_slot(), count)?,
+    let choice = match kept {
+        Some(choice) => choice,
+        None => draw(tables, service, word.first_slot(), count)?,
     };
-    let choice = live(tables, service, backend_id).ok_or(NoChoice::Damaged)?;
     // Each new connection begins the time anew (S2).
     let remembered = tables.set_affinity(
         &key,
         &AffinityEntry {
             used_ns: now_ns,
             backend: choice.address,
-            backend_id,
+            backend_id: choice.backend_id,
         },
     );
     if !remembered {
@@ -106,26 +104,32 @@ pub fn choose(
 
 /// The backend in one of the slots, each with equal probability.
 #[inline(always)]
-fn draw(tables: &impl Tables, first_slot: u32, count: NonZeroU32) -> Result<u32, NoChoice> {
+fn draw(
+    tables: &impl Tables,
+    service: u32,
+    first_slot: u32,
+    count: NonZeroU32,
+) -> Result<Choice, NoChoice> {
     // `random % count` prefers low slots by count / 2^32: under 0.4 % at the largest count there is.
     let index = first_slot.wrapping_add(tables.random() % count);
-    tables.slot(index).ok_or(NoChoice::Damaged)
+    tables
+        .slot(index)
+        .and_then(|backend_id| live(tables, service, backend_id))
+        .ok_or(NoChoice::Damaged)
 }
 
-/// The id of the entry's backend, if new connections to `service` go to it. It was got from the same
-/// list, or from the Service port's other one, where it has another id.
+/// The entry's backend, if new connections to `service` go to it. It was got from the same list, or from
+/// the Service port's other one, where it has another id.
 #[inline(always)]
-fn still_chosen(tables: &impl Tables, service: u32, entry: &AffinityEntry) -> Option<u32> {
+fn still_chosen(tables: &impl Tables, service: u32, entry: &AffinityEntry) -> Option<Choice> {
     let mut id = entry.backend_id;
     let mut backend = tables.backend(id)?;
     if backend.service != service {
         id = backend.twin;
         backend = tables.backend(id)?;
     }
-    let is_it = backend.service == service
-        && backend.flags & Backend::CHOSEN != 0
-        && SockAddr::from_parts(backend.addr, backend.port_be) == entry.backend;
-    is_it.then_some(id)
+    let choice = choice_of(service, id, &backend)?;
+    (backend.flags & Backend::CHOSEN != 0 && choice.address == entry.backend).then_some(choice)
 }
 
 /// Why `service` would give nobody a backend; `None` if it has some.
@@ -150,11 +154,12 @@ fn without(word: ServiceWord) -> NoChoice {
 /// `backend_id`, if it is (still) a backend of `service`.
 #[inline(always)]
 pub fn live(tables: &impl Tables, service: u32, backend_id: u32) -> Option<Choice> {
-    let backend = tables.backend(backend_id)?;
-    if backend.service != service {
-        return None;
-    }
-    Some(Choice {
+    choice_of(service, backend_id, &tables.backend(backend_id)?)
+}
+
+#[inline(always)]
+fn choice_of(service: u32, backend_id: u32, backend: &Backend) -> Option<Choice> {
+    (backend.service == service).then_some(Choice {
         backend_id,
         service,
         address: SockAddr::from_parts(backend.addr, backend.port_be),

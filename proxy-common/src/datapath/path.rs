@@ -95,8 +95,6 @@ pub struct Work {
     pub reply: FlowEntry,
     /// Somebody else's entry that was looked at.
     pub other: FlowEntry,
-    /// The key of its opposite entry.
-    pub victim: Tuple,
     /// How it leaves, if it is redirected.
     pub hop: Route,
 }
@@ -329,10 +327,11 @@ fn story(
         if !concerns(hook, &work.entry) {
             return Ok(Verdict::Pass(Passed::NotOurs));
         }
-        if !begins_anew(node, work) {
+        if goes_on(node, work, table, now_ns) {
             return follow(packet, node, work, table, now_ns);
         }
-        abandon(node, work);
+        // Its opposite entry ends as others do, or goes to whoever takes it.
+        node.forget(table, &work.flow.tuple);
     }
     match (hook, work.flow.kind) {
         (Hook::Ingress, Kind::Whole | Kind::FirstFragment) => begin(packet, node, work, now_ns),
@@ -361,20 +360,27 @@ fn concerns(hook: Hook, entry: &FlowEntry) -> bool {
     }
 }
 
-/// Whether the packet begins another flow under the tuple of this one: a connection after the end of
-/// the last one, or a UDP datagram whose backend is gone. TCP and SCTP connections keep theirs: it
+/// Whether the packet belongs to the flow whose entry was found.
+#[inline(always)]
+fn goes_on(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) -> bool {
+    if !matches!(work.flow.kind, Kind::Whole | Kind::FirstFragment)
+        || matches!(
+            Direction::from_number(work.entry.direction),
+            Direction::Reply
+        )
+    {
+        return true;
+    }
+    !begins_anew(node, work)
+        && (!conntrack::is_nearly_done(&work.entry, work.flow.tuple.protocol, now_ns)
+            || snat::keep(node, work, table, now_ns))
+}
+
+/// Whether the packet of a client begins another flow under the tuple of this one: a connection after the
+/// end of the last one, or a UDP datagram whose backend is gone. TCP and SCTP connections keep theirs: it
 /// may be terminating, and it alone knows them (BEHAVIOUR C2, C6).
 #[inline(always)]
 fn begins_anew(node: &impl Node, work: &Work) -> bool {
-    if !matches!(work.flow.kind, Kind::Whole | Kind::FirstFragment) {
-        return false;
-    }
-    if matches!(
-        Direction::from_number(work.entry.direction),
-        Direction::Reply
-    ) {
-        return false;
-    }
     match work.flow.protocol() {
         Some(Protocol::Tcp) if work.flow.is_syn() => {
             if conntrack::is_closed(work.entry.state) {
@@ -389,16 +395,6 @@ fn begins_anew(node: &impl Node, work: &Work) -> bool {
         Some(choice) => choice.address != work.entry.dst,
         None => true,
     }
-}
-
-/// Forgets the flow of `work.entry`.
-#[inline(always)]
-fn abandon(node: &impl Node, work: &mut Work) {
-    conntrack::opposite(&work.entry, work.flow.tuple.protocol, &mut work.key);
-    node.forget(Table::HalfOpen, &work.flow.tuple);
-    node.forget(Table::HalfOpen, &work.key);
-    node.forget(Table::Established, &work.flow.tuple);
-    node.forget(Table::Established, &work.key);
 }
 
 /// A packet of a known flow.
@@ -479,15 +475,13 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
     work.entry.proof = proof;
     work.entry.used_ns = now_ns;
     conntrack::opposite(&work.entry, protocol, &mut work.key);
-    // The opposite entry can be told from this one: it leads back to this packet's tuple.
     if node.find(table, &work.key, &mut work.other)
-        && (work.other.dst.addr != flow.tuple.src
-            || work.other.dst.port_be != flow.tuple.src_port_be
-            || work.other.src.addr != flow.tuple.dst
-            || work.other.src.port_be != flow.tuple.dst_port_be)
+        && !conntrack::leads_to(&work.other, &flow.tuple)
     {
-        // It was pushed out, and its place taken by another flow.
-        node.forget(table, &work.flow.tuple);
+        // It was pushed out, and its place taken by another flow; or its client has begun anew.
+        if matches!(direction, Direction::Original) {
+            node.forget(table, &flow.tuple);
+        }
         return;
     }
     let moves = matches!(table, Table::HalfOpen) && next & state::PROVEN != 0;
@@ -497,13 +491,7 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
     {
         return;
     }
-    work.reply = work.entry;
-    work.reply.src = SockAddr::from_parts(flow.tuple.dst, flow.tuple.dst_port_be);
-    work.reply.dst = SockAddr::from_parts(flow.tuple.src, flow.tuple.src_port_be);
-    work.reply.direction = match direction {
-        Direction::Original => Direction::Reply as u8,
-        Direction::Reply => Direction::Original as u8,
-    };
+    conntrack::mirror(&work.entry, &flow.tuple, &mut work.reply);
     if moves {
         if node.put(Table::Established, &work.flow.tuple, &work.entry) {
             if node.put(Table::Established, &work.key, &work.reply) {
@@ -682,7 +670,6 @@ fn remember(
 ) -> Result<(), DropReason> {
     let tuple = &work.flow.tuple;
     let client = SockAddr::from_parts(tuple.src, tuple.src_port_be);
-    let frontend = SockAddr::from_parts(tuple.dst, tuple.dst_port_be);
     work.entry = FlowEntry {
         used_ns: now_ns,
         src: client,
@@ -695,10 +682,7 @@ fn remember(
         state: 0,
         zero: 0,
     };
-    work.reply = work.entry;
-    work.reply.src = frontend;
-    work.reply.dst = client;
-    work.reply.direction = Direction::Reply as u8;
+    conntrack::mirror(&work.entry, tuple, &mut work.reply);
     let keep_port = matches!(via, Via::Stack);
     if matches!(via, Via::Redirect) {
         let source =

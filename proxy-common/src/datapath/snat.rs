@@ -13,7 +13,7 @@
 //! backend, or could be talked to by it: its packets would be taken for the flow's.
 
 use super::{
-    conntrack::{Table, is_done, is_expired, opposite},
+    conntrack::{Table, is_done, is_expired, leads_to, opposite},
     path::{Node, Work},
 };
 use crate::abi::PortRange;
@@ -47,59 +47,107 @@ pub fn claim(node: &impl Node, work: &mut Work, keep_port: bool, now_ns: u64) ->
             work.entry.src.port_be = PortRange::port_be(range, index);
         }
         opposite(&work.entry, protocol, &mut work.key);
-        let is_taken = !keep_port && node.has_socket(&work.key);
-        if !is_taken && take(node, work, attempt >= PATIENT_TRIES, now_ns) {
-            return true;
+        if keep_port || !node.has_socket(&work.key) {
+            match occupant(node, work, attempt >= PATIENT_TRIES, now_ns) {
+                Occupant::None => return true,
+                // Fails if another CPU was quicker. That is rare, and clients ask again.
+                Occupant::GivesUp { claimed } => return take_over(node, work, claimed, now_ns),
+                Occupant::Stays => {}
+            }
         }
         attempt += 1;
     }
     false
 }
 
-/// Inserts `work.reply` under `work.key`, unless a living flow has it; `pressed`, one that is not done
-/// with it.
-///
-/// A flow that moves to FLOWS is written there before it leaves HALF_OPEN. So whoever inserts into
-/// HALF_OPEN first and looks at FLOWS then can't miss it.
-#[inline(always)]
-fn take(node: &impl Node, work: &mut Work, pressed: bool, now_ns: u64) -> bool {
-    if !node.claim(Table::HalfOpen, &work.key, &work.reply) {
-        if !node.find(Table::HalfOpen, &work.key, &mut work.other)
-            || !is_free(node, work, pressed, now_ns)
-        {
-            return false;
-        }
-        displace(node, work, Table::HalfOpen);
-        // Another CPU may have been quicker.
-        if !node.claim(Table::HalfOpen, &work.key, &work.reply) {
-            return false;
-        }
-    }
-    if !node.find(Table::Established, &work.key, &mut work.other) {
-        return true;
-    }
-    if is_free(node, work, pressed, now_ns) {
-        displace(node, work, Table::Established);
-        return true;
-    }
-    node.forget(Table::HalfOpen, &work.key);
-    false
+/// Who has a tuple that a flow would like to have.
+enum Occupant {
+    /// It is the flow's now.
+    None,
+    /// `claimed`: nobody else gets it meanwhile.
+    GivesUp {
+        claimed: bool,
+    },
+    Stays,
 }
 
-/// Whether the flow of `work.other` gives up its port.
+/// Inserts `work.reply` under `work.key`, unless a flow has it; `pressed`, one that is done with it would
+/// give it up.
+///
+/// Whoever has inserted into HALF_OPEN has it, if nobody has it in FLOWS: a flow that moves there is
+/// written before it leaves.
+#[inline(always)]
+fn occupant(node: &impl Node, work: &mut Work, pressed: bool, now_ns: u64) -> Occupant {
+    let claimed = node.claim(Table::HalfOpen, &work.key, &work.reply);
+    let table = if claimed {
+        Table::Established
+    } else {
+        Table::HalfOpen
+    };
+    if !node.find(table, &work.key, &mut work.other) {
+        return if claimed {
+            Occupant::None
+        } else {
+            Occupant::Stays
+        };
+    }
+    if is_free(node, work, pressed, now_ns) {
+        return Occupant::GivesUp { claimed };
+    }
+    if claimed {
+        node.forget(Table::HalfOpen, &work.key);
+    }
+    Occupant::Stays
+}
+
+/// Takes the tuple from the flow that has it. Its client finds out (see [`keep`]).
+#[inline(always)]
+fn take_over(node: &impl Node, work: &mut Work, claimed: bool, now_ns: u64) -> bool {
+    let is_locked = node.lock(&work.key);
+    // Again: it may have been used before it was locked.
+    let is_taken = is_locked
+        && (!node.find(Table::Established, &work.key, &mut work.other)
+            || is_free(node, work, true, now_ns))
+        && (claimed
+            || node.find(Table::HalfOpen, &work.key, &mut work.other)
+                && is_free(node, work, true, now_ns)
+                && node.put(Table::HalfOpen, &work.key, &work.reply));
+    if is_taken {
+        node.forget(Table::Established, &work.key);
+    } else if claimed {
+        node.forget(Table::HalfOpen, &work.key);
+    }
+    if is_locked {
+        node.unlock(&work.key);
+    }
+    is_taken
+}
+
+/// Whether the flow of `work.other` gives up its port. One of the same client does: it has begun anew.
 #[inline(always)]
 fn is_free(node: &impl Node, work: &Work, pressed: bool, now_ns: u64) -> bool {
     let protocol = work.key.protocol;
     let timeout_ns = node.timeout_ns(protocol, work.other.state);
     is_expired(&work.other, timeout_ns, now_ns)
         || (pressed && is_done(&work.other, protocol, now_ns))
+        || leads_to(&work.other, &work.flow.tuple)
 }
 
-/// Forgets the flow of `work.other`, which is under `work.key`: a late packet of its client must not
-/// come to the port's next owner.
+/// Whether the flow of `work.entry`, which others may take the reply tuple of, still has it. If so, it is
+/// in use again, and nobody takes it now.
 #[inline(always)]
-fn displace(node: &impl Node, work: &mut Work, table: Table) {
-    opposite(&work.other, work.key.protocol, &mut work.victim);
-    node.forget(table, &work.victim);
-    node.forget(table, &work.key);
+pub fn keep(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) -> bool {
+    opposite(&work.entry, work.flow.tuple.protocol, &mut work.key);
+    if !node.lock(&work.key) {
+        // Somebody is taking it.
+        return false;
+    }
+    let is_kept =
+        node.find(table, &work.key, &mut work.other) && leads_to(&work.other, &work.flow.tuple);
+    if is_kept {
+        work.other.used_ns = now_ns;
+        let _there = node.amend(table, &work.key, &work.other);
+    }
+    node.unlock(&work.key);
+    is_kept
 }

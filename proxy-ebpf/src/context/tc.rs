@@ -316,6 +316,16 @@ impl Conntrack for Skb {
     }
 
     #[inline(always)]
+    fn lock(&self, key: &Tuple) -> bool {
+        maps::LOCKS.insert(key, &0, NOEXIST).is_ok()
+    }
+
+    #[inline(always)]
+    fn unlock(&self, key: &Tuple) {
+        let _ = maps::LOCKS.remove(key);
+    }
+
+    #[inline(always)]
     fn timeout_ns(&self, protocol: u8, state: u8) -> u64 {
         let index = timeout_index(protocol, state) & 255;
         // SAFETY: it is as long as that, and nobody writes it once the program is loaded. Volatile,

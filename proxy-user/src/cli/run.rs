@@ -64,7 +64,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     devices: Option<Vec<String>>,
     /// Translate also what comes from pods by these devices: names and globs, comma-separated. For
-    /// pods whose sockets the socket path can't see, such as virtual machines.
+    /// pods whose sockets the socket path can't see, such as virtual machines, and for the SCTP of any.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pod_devices: Vec<String>,
     /// How programs are attached to devices.
@@ -161,6 +161,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         surfaces,
         audit_interval: Some(args.audit_interval).filter(|interval| !interval.is_zero()),
         devices,
+        snat_source: settings.snat_source,
         tc_attach: args.tc_attach,
         fixed: Fixed {
             snat_ports: args.snat_ports,

@@ -32,8 +32,6 @@ pub(super) enum Kind {
 pub(super) enum Effect {
     /// What it does.
     Here(&'static str),
-    /// What it would do, and what is missing for that.
-    NotYet(&'static str),
     /// Why it has no meaning here.
     Nothing(&'static str),
 }
@@ -43,7 +41,6 @@ impl Effect {
     pub(super) fn text(&self) -> String {
         match self {
             Self::Here(text) => (*text).to_owned(),
-            Self::NotYet(text) => format!("no effect yet: {text}"),
             Self::Nothing(text) => format!("no meaning: {text}"),
         }
     }
@@ -52,7 +49,6 @@ impl Effect {
     pub(super) fn warning(&self) -> Option<String> {
         match self {
             Self::Here(_) => None,
-            Self::NotYet(text) => Some(format!("has no effect yet: {text}")),
             Self::Nothing(text) => Some(format!("has no meaning here: {text}")),
         }
     }
@@ -64,7 +60,6 @@ const NO_IPVS: &str = "there is no IPVS";
 const NO_WINDOWS: &str = "Windows only";
 const NO_DELAY: &str = "a change costs only its own Service and is written at once, in batches; nothing is ever held back";
 const MASQUERADE: &str = "an answer finds its way whoever dials: docs/PACKET-PATH.md, Masquerade";
-const SNAT_SOURCE: &str = "a packet that leaves for a backend has an InternalIP of the node where the device has one, else the device's own address";
 const DETECT: &str = "pods are known by their sockets, or by their devices (--pod-devices), and not by ranges or names";
 const SYNC_PERIOD: &str = "a change that waits for twice this time makes the node unhealthy; nothing is rewritten periodically";
 const FEW_REQUESTS: &str = "one watch for each kind and a few Events are all that is asked of the API server, repeated with a growing delay";
@@ -83,7 +78,7 @@ const fn field(
     }
 }
 
-use Effect::{Here, NotYet, Nothing};
+use Effect::{Here, Nothing};
 use Kind::{Bool, Float, Gates, Int, Levels, List, Text};
 
 /// In the order of the type.
@@ -116,7 +111,7 @@ pub(super) const FIELDS: &[Field] = &[
     field("iptables.masqueradeBit", Some("iptables-masquerade-bit"), Int, Nothing(NO_MARKS)),
     field("iptables.masqueradeAll", Some("masquerade-all"), Bool, Nothing(MASQUERADE)),
     field("iptables.localhostNodePorts", Some("iptables-localhost-nodeports"), Bool, Nothing("NodePorts on 127.0.0.1 and ::1 are for the node's own processes only, and open nothing to others")),
-    field("iptables.snatNodeInternalIP", None, Bool, NotYet(SNAT_SOURCE)),
+    field("iptables.snatNodeInternalIP", None, Bool, Here("packets to backends elsewhere have the Node's InternalIP as their source, whatever device they leave by. Not set: the address of that device, an InternalIP if it has one")),
     field("iptables.syncPeriod", Some("iptables-sync-period"), Text, Here(SYNC_PERIOD)),
     field("iptables.minSyncPeriod", Some("iptables-min-sync-period"), Text, Nothing(NO_DELAY)),
     field("ipvs.syncPeriod", Some("ipvs-sync-period"), Text, Here(SYNC_PERIOD)),

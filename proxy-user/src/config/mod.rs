@@ -248,7 +248,7 @@ fn without_effect<'a>(
         }
         let why = match field.effect {
             Effect::Nothing(_) => field.effect.warning(),
-            Effect::Here(_) | Effect::NotYet(_) => idle(field).or_else(|| field.effect.warning()),
+            Effect::Here(_) => idle(field).or_else(|| field.effect.warning()),
         };
         Some((field, why?))
     })
@@ -269,7 +269,10 @@ fn not_read(field: &Field, mode: &str) -> Option<String> {
     let (section, _) = field.path.split_once('.')?;
     let read = match section {
         // Mode ipvs takes its masquerading from here.
-        "iptables" => mode == "iptables" || mode == "ipvs" && field.path != "iptables.syncPeriod",
+        "iptables" => {
+            let own = ["iptables.syncPeriod", "iptables.snatNodeInternalIP"];
+            mode == "iptables" || mode == "ipvs" && !own.contains(&field.path)
+        }
         "nftables" | "ipvs" => mode == section,
         _ => true,
     };

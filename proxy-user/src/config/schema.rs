@@ -180,6 +180,7 @@ impl KubeProxyConfiguration {
         self.oom_score_adj.get_or_insert(OOM_SCORE_ADJ);
         self.iptables.masquerade_bit.get_or_insert(14);
         self.iptables.localhost_node_ports.get_or_insert(true);
+        self.iptables.snat_node_internal_ip.get_or_insert(false);
         self.nftables.masquerade_bit.get_or_insert(14);
         for period in [
             &mut self.iptables.sync_period,

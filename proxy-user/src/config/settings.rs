@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use proxy_common::abi::FlowTimeouts;
 
 use super::{duration::Span, schema::KubeProxyConfiguration};
-use crate::model::NodePortScope;
+use crate::{devices::Source, model::NodePortScope};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -30,6 +30,7 @@ pub struct Settings {
     pub mode: Mode,
     pub node_ports: NodePortScope,
     pub oom_score_adj: i16,
+    pub snat_source: Source,
     /// When an idle flow is forgotten.
     pub timeouts: FlowTimeouts,
     /// Twice this is how long a change may wait before the node counts as unhealthy.
@@ -76,6 +77,10 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         mode,
         node_ports: check.node_ports(&config.node_port_addresses),
         oom_score_adj: check.oom_score_adj(config.oom_score_adj),
+        snat_source: match (mode, config.iptables.snat_node_internal_ip) {
+            (Mode::Iptables, Some(true)) => Source::InternalIp,
+            _ => Source::OfDevice,
+        },
         timeouts: check.timeouts(config),
         sync_period,
     };

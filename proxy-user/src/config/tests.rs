@@ -7,7 +7,7 @@ use proxy_common::abi::FlowTimeouts;
 use tempfile::TempDir;
 
 use super::{settings::Mode, *};
-use crate::model::NodePortScope;
+use crate::{devices::Source, model::NodePortScope};
 
 /// What kubeadm puts into the ConfigMap kube-proxy: every field it knows, with zero values.
 const KUBEADM: &str = r#"
@@ -340,6 +340,38 @@ fn a_section_of_another_mode_is_said_not_to_be_read() {
         loaded.warnings,
         ["iptables.syncPeriod: is not read in mode nftables"]
     );
+}
+
+#[test]
+fn the_source_is_the_internal_ip_where_mode_iptables_asks_for_it() {
+    for (rest, source, idle) in [
+        ("", Source::OfDevice, false),
+        (
+            "iptables: {snatNodeInternalIP: false}",
+            Source::OfDevice,
+            false,
+        ),
+        (
+            "iptables: {snatNodeInternalIP: true}",
+            Source::InternalIp,
+            false,
+        ),
+        (
+            "mode: nftables\niptables: {snatNodeInternalIP: true}",
+            Source::OfDevice,
+            true,
+        ),
+        (
+            "mode: ipvs\niptables: {snatNodeInternalIP: true}",
+            Source::OfDevice,
+            true,
+        ),
+    ] {
+        let loaded = file(&format!("{HEAD}{rest}"));
+        assert_eq!(loaded.settings.snat_source, source, "{rest}");
+        let told = warned(&loaded).contains(&"iptables.snatNodeInternalIP");
+        assert_eq!(told, idle, "{rest}: {:?}", loaded.warnings);
+    }
 }
 
 #[test]

@@ -9,22 +9,39 @@ use proxy_common::abi::{Addr, Device};
 
 use super::{Chosen, Facts, Link, Role};
 
+/// Which of the node's addresses takes a client's place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The one by which the device is known that the packet leaves by.
+    #[default]
+    OfDevice,
+    /// The Node's InternalIP, whatever the device; as before for a family in which none is here.
+    InternalIp,
+}
+
 /// By index: every device but loopback, also where no program is attached, because packets leave by
 /// it all the same.
 pub fn entries(
     facts: &Facts,
     internal_ips: &[IpAddr],
     chosen: &BTreeMap<u32, Chosen>,
+    source: Source,
 ) -> BTreeMap<u32, Device> {
+    let of_node = [true, false].map(|v4| match source {
+        Source::OfDevice => None,
+        Source::InternalIp => internal(facts, internal_ips, v4),
+    });
     let primary = [true, false].map(|v4| primary(facts, internal_ips, v4));
     facts
         .links
         .iter()
         .filter(|link| !link.is_loopback)
         .map(|link| {
-            let [v4, v6] = [(true, primary[0]), (false, primary[1])].map(|(v4, primary)| {
-                let own = own(facts, internal_ips, link.index, v4);
-                Addr::from(own.or(primary).unwrap_or(Ipv6Addr::UNSPECIFIED.into()))
+            let [v4, v6] = [(true, 0), (false, 1)].map(|(v4, family)| {
+                let ip = of_node[family]
+                    .or_else(|| own(facts, internal_ips, link.index, v4))
+                    .or(primary[family]);
+                Addr::from(ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into()))
             });
             let is_pod = chosen
                 .get(&link.index)
@@ -54,19 +71,21 @@ fn own(facts: &Facts, internal_ips: &[IpAddr], index: u32, v4: bool) -> Option<I
         .or_else(|| global().next())
 }
 
-/// The node's own address where a device has none: an InternalIP that is really here, else any global
-/// one, those of devices that lead outside first.
+/// The first InternalIP of the family that is really here.
+fn internal(facts: &Facts, internal_ips: &[IpAddr], v4: bool) -> Option<IpAddr> {
+    let is_here = |ip: &&IpAddr| facts.addresses.iter().any(|address| address.ip == **ip);
+    let of_family = internal_ips.iter().filter(|ip| ip.is_ipv4() == v4);
+    of_family.copied().find(|ip| is_here(&ip))
+}
+
+/// The node's own address where a device has none: an InternalIP, else any global one, those of devices
+/// that lead outside first.
 fn primary(facts: &Facts, internal_ips: &[IpAddr], v4: bool) -> Option<IpAddr> {
-    let of_family = || {
+    internal(facts, internal_ips, v4).or_else(|| {
         facts
             .addresses
             .iter()
-            .filter(move |address| address.ip.is_ipv4() == v4)
-    };
-    let is_here = |ip: &&IpAddr| of_family().any(|address| address.ip == **ip);
-    internal_ips.iter().find(is_here).copied().or_else(|| {
-        of_family()
-            .filter(|address| address.is_global)
+            .filter(|address| address.is_global && address.ip.is_ipv4() == v4)
             .min_by_key(|address| {
                 (
                     !facts.default_routes.contains(&address.index),
@@ -129,8 +148,12 @@ mod tests {
 
     /// Of one device: both addresses.
     fn sources(facts: &Facts, internal: &[&str], index: u32) -> [String; 2] {
+        sources_by(facts, internal, index, Source::OfDevice)
+    }
+
+    fn sources_by(facts: &Facts, internal: &[&str], index: u32, source: Source) -> [String; 2] {
         let internal: Vec<IpAddr> = internal.iter().map(|ip| ip.parse().unwrap()).collect();
-        let entry = entries(facts, &internal, &BTreeMap::new())[&index];
+        let entry = entries(facts, &internal, &BTreeMap::new(), source)[&index];
         [entry.v4, entry.v6].map(|addr| addr.ip().to_string())
     }
 
@@ -171,6 +194,37 @@ mod tests {
     }
 
     #[test]
+    fn where_it_is_asked_for_every_device_sends_from_the_nodes_internal_ip() {
+        let facts = facts(&USUAL);
+        // The second of IPv4 is the node's too, but not its primary one.
+        let internal = ["10.0.0.5", "10.244.0.1", "fd00::4"];
+        for index in 2..=5 {
+            assert_eq!(
+                sources_by(&facts, &internal, index, Source::InternalIp),
+                ["10.0.0.5", "fd00::4"]
+            );
+        }
+        assert_eq!(sources(&facts, &internal, 3)[0], "10.244.0.1");
+    }
+
+    #[test]
+    fn an_internal_ip_that_is_not_here_takes_nobodys_place() {
+        let facts = facts(&USUAL);
+        let by_device = ["10.244.0.1", "fd00::4"];
+        for internal in [&[][..], &["10.0.0.77", "fd00::77"]] {
+            assert_eq!(
+                sources_by(&facts, internal, 3, Source::InternalIp),
+                by_device
+            );
+        }
+        // Each family for itself.
+        assert_eq!(
+            sources_by(&facts, &["10.0.0.77", "fd00::4"], 3, Source::InternalIp),
+            by_device
+        );
+    }
+
+    #[test]
     fn an_address_of_a_dummy_is_the_last_resort() {
         let only = facts(&[(2, "10.96.0.1", true), (3, "10.244.0.1", true)]);
         assert_eq!(sources(&only, &[], 5), ["10.244.0.1", "::"]);
@@ -188,7 +242,7 @@ mod tests {
             header: Header::Ethernet,
             why: Why::Flag,
         };
-        let entries = entries(&facts(&USUAL), &[], &[(5, pod)].into());
+        let entries = entries(&facts(&USUAL), &[], &[(5, pod)].into(), Source::OfDevice);
         let found: Vec<_> = entries
             .iter()
             .map(|(index, entry)| (*index, entry.mtu, entry.flags))

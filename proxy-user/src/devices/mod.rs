@@ -5,7 +5,7 @@ mod choose;
 mod facts;
 mod pattern;
 
-pub use addresses::entries;
+pub use addresses::{Source, entries};
 pub use choose::{Choice, Chosen, Role, Why, choose};
 pub use facts::{Address, Facts, Header, Link};
 pub use pattern::{Pattern, PatternError};

@@ -258,20 +258,27 @@ impl Loaded {
     pub fn into_packet_path(
         mut self,
         mechanism: Mechanism,
-    ) -> Result<(Claim, PacketPath, FlowMap, AffinityMap), LoadError> {
-        let flows = FlowMap::new(match self.ebpf.take_map(map::FLOWS) {
-            Some(Map::HashMap(data)) => data,
-            _ => return Err(OpenError::Missing { map: map::FLOWS }.into()),
-        })?;
-        let affinity = AffinityMap::new(match self.ebpf.take_map(map::AFFINITY) {
-            Some(Map::LruHashMap(data)) => data,
-            _ => {
-                return Err(OpenError::Missing { map: map::AFFINITY }.into());
-            }
-        })?;
+    ) -> Result<(Claim, PacketPath, SweptMaps), LoadError> {
+        let mut take = |name| match self.ebpf.take_map(name) {
+            Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
+            _ => Err(OpenError::Missing { map: name }),
+        };
+        let swept = SweptMaps {
+            flows: FlowMap::new(take(map::FLOWS)?)?,
+            half_open: FlowMap::half_open(take(map::HALF_OPEN)?)?,
+            affinity: AffinityMap::new(take(map::AFFINITY)?)?,
+        };
         let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
-        Ok((self.claim, packet, flows, affinity))
+        Ok((self.claim, packet, swept))
     }
+}
+
+/// Maps whose entries come to an end.
+#[derive(Debug)]
+pub struct SweptMaps {
+    pub flows: FlowMap,
+    pub half_open: FlowMap,
+    pub affinity: AffinityMap,
 }
 
 /// Whether the pinned link, if there is one and it is this cgroup's, now runs the program.

@@ -154,6 +154,13 @@ batched! {
     FlowMap = map::FLOWS, Tuple => FlowEntry
 }
 
+impl FlowMap {
+    /// KP_HALF_OPEN, which is like it.
+    pub fn half_open(data: MapData) -> Result<Self, OpenError> {
+        Ok(Self(Batches::new(map::HALF_OPEN, data)?))
+    }
+}
+
 batched! {
     /// KP_AFFINITY.
     AffinityMap = map::AFFINITY, AffinityKey => AffinityEntry

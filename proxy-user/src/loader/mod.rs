@@ -11,7 +11,7 @@ mod pins;
 mod preflight;
 pub(crate) mod sys;
 
-pub use attach::{Fixed, LoadError, Loaded, OBJECT, Sizes, load};
+pub use attach::{Fixed, LoadError, Loaded, OBJECT, Sizes, SweptMaps, load};
 pub use batch::{AffinityMap, FlowMap, Position};
 pub use features::Features;
 pub use hook::Hook;

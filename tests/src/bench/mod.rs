@@ -57,6 +57,9 @@ pub struct Args {
     /// control-plane: for how long there are 5,000 updates a second.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// nodeport: the nodes that carry rules or an agent.
+    #[arg(long, default_value = "every")]
+    on: nodeport::On,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

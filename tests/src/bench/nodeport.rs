@@ -4,9 +4,10 @@
 //!   client --- node-a --- node-b --- server        three times, alive at the same time
 //! ```
 //!
-//! In one world node-a only routes to the pod's address, in one it carries kube-proxy's rules, in one
-//! kube-portal. They are loaded in turn (A, B, C, C, B, A); a block compares the sums. Netfilter tracks
-//! every connection of a namespace that has a hook, so each has nodes of its own.
+//! In one world the nodes only route to the pod's address, in one they carry kube-proxy's rules, in one
+//! kube-portal: node-b too, as a service proxy runs on every node of a cluster. They are loaded in turn
+//! (A, B, C, C, B, A); a block compares the sums. Netfilter tracks every connection of a namespace that has
+//! a hook, so each has nodes of its own.
 
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
@@ -34,7 +35,7 @@ const ACCEPTORS: usize = 8;
 /// So many ask at the same time: enough that no CPU idles.
 const CLIENTS: usize = 4;
 
-/// What node-a does.
+/// What the nodes do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Side {
     /// Routes to the pod's address.
@@ -42,6 +43,14 @@ pub(super) enum Side {
     /// Rules of kube-proxy's shape.
     Nftables,
     KubePortal,
+}
+
+/// The nodes that carry rules or an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum On {
+    Every,
+    /// Only node-a, which is dialled.
+    First,
 }
 
 impl Side {
@@ -98,7 +107,7 @@ pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
     let grounds = args
         .sides
         .iter()
-        .map(|side| Ground::new(*side, services).with_context(|| side.name()))
+        .map(|side| Ground::new(*side, services, args.on).with_context(|| side.name()))
         .collect::<Result<Vec<Ground>>>()?;
     let time = Duration::from_millis(args.millis);
     let mut rows = Vec::new();
@@ -147,15 +156,15 @@ pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
 
 /// A world with one way from the client to the server.
 struct Ground {
-    // Stops before its world goes.
-    agent: Option<Agent>,
+    // Stop before their world goes.
+    agents: Vec<Agent>,
     _manifests: ManifestDir,
     side: Side,
     world: World,
 }
 
 impl Ground {
-    fn new(side: Side, services: usize) -> Result<Self> {
+    fn new(side: Side, services: usize, on: On) -> Result<Self> {
         let world = World::builder()
             .node("node-a", [""; 0])
             .node("node-b", ["server"])
@@ -176,16 +185,21 @@ impl Ground {
             .probe()
             .udp_bound(SocketAddr::new(server.ip4(), BULK))?;
 
-        let node = world.node("node-a");
+        let carriers = match on {
+            On::Every => world.nodes().iter().collect(),
+            On::First => vec![world.node("node-a")],
+        };
         let manifests = ManifestDir::new()?;
-        let mut agent = None;
+        let mut agents = Vec::new();
         eprintln!("{services} Services: preparing {}", side.name());
         match side {
             Side::Plain => both_ways_through(&world)?,
             Side::Nftables => {
                 let ports = ports(services, server.ip4().to_string().parse()?);
-                let rules = kube_proxy::ruleset(node.ip4(), "10.1.0.0/16", &ports);
-                node.netns().nft(&rules)?;
+                for node in carriers {
+                    let rules = kube_proxy::ruleset(node.ip4(), "10.1.0.0/16", &ports);
+                    node.netns().nft(&rules)?;
+                }
             }
             Side::KubePortal => {
                 for other in world.nodes() {
@@ -195,13 +209,15 @@ impl Ground {
                     manifests.write(&file, text)?;
                 }
                 let source = Source::Manifests(manifests.path().to_owned());
-                let started = node.start_agent(source)?;
-                started.wait_ready(PATIENCE)?;
-                agent = Some(started);
+                for node in carriers {
+                    let agent = node.start_agent(source.clone())?;
+                    agent.wait_ready(PATIENCE)?;
+                    agents.push(agent);
+                }
             }
         }
         let ground = Self {
-            agent,
+            agents,
             _manifests: manifests,
             side,
             world,
@@ -248,7 +264,7 @@ impl Ground {
                 "{name}, {}: {failed} failed, {done} did not",
                 self.side.name()
             );
-            if let Some(agent) = &self.agent {
+            for agent in &self.agents {
                 eprintln!("{}", agent.status()?["counters"]);
             }
         }

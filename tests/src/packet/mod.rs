@@ -3,6 +3,7 @@
 //! Every packet, wanted ones included, is built by etherparse with checksums over all of its bytes;
 //! none by the code under test.
 
+pub mod cpus;
 pub mod damage;
 pub mod kernel;
 pub mod make;

@@ -14,8 +14,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub use super::handles::{Churn, Connection, Server, Udp};
 use super::{
-    Ask, BenchPlan, BenchResult, ChurnPlan, Frame, LoadPlan, LoadResult, NetError, Proto, Request,
-    Response, Tally,
+    Answer, Ask, BenchPlan, BenchResult, ChurnPlan, Frame, LoadPlan, LoadResult, NetError, Proto,
+    Request, Response, Tally, sctp::Way,
 };
 use crate::binaries;
 use crate::pod::Place;
@@ -170,6 +170,31 @@ impl Probe {
             },
             count,
         )
+    }
+
+    /// Serves names over SCTP.
+    pub fn serve_sctp(&self, addr: impl Into<SocketAddr>, name: &str) -> Result<Server<'_>> {
+        self.server(Request::ServeSctp {
+            addr: addr.into(),
+            name: name.into(),
+        })
+    }
+
+    /// Begins an SCTP association, asks for the name, ends it.
+    pub fn ask_sctp(
+        &self,
+        to: impl Into<SocketAddr>,
+        way: Way,
+        timeout: Duration,
+    ) -> Result<Answer> {
+        let to = to.into();
+        // To begin, and to be answered.
+        let limit = timeout.saturating_mul(2);
+        let Response::Answer(answer) = self.ask(Request::AskSctp { to, way, timeout }, limit)?
+        else {
+            return Err(self.unexpected());
+        };
+        Ok(answer)
     }
 
     /// A UDP socket connected to an address.

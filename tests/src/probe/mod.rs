@@ -10,6 +10,7 @@ mod handles;
 mod http;
 mod load;
 mod run;
+pub mod sctp;
 mod serve;
 mod tcp;
 mod udp;
@@ -63,6 +64,14 @@ pub enum Request {
     ServeSink { addr: SocketAddr },
     /// Answer GET requests with `name (address)`.
     ServeHttp { addr: SocketAddr, name: String },
+    /// The same as `Serve`, over SCTP, to one-to-one and one-to-many sockets.
+    ServeSctp { addr: SocketAddr, name: String },
+    /// Begin an SCTP association, ask for the name, end it.
+    AskSctp {
+        to: SocketAddr,
+        way: sctp::Way,
+        timeout: Duration,
+    },
     /// Stop listening; connections already open are served on.
     StopServe { server: u64 },
     /// Open a TCP connection. The family of `to` is that of the socket: ::ffff:1.2.3.4 is IPv6.

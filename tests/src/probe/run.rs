@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::churn::Churn;
 use super::serve::{self, Server};
 use super::tcp::Connection;
-use super::{Connected, Frame, NetError, Request, Response, bench, load, tcp, udp};
+use super::{Connected, Frame, NetError, Request, Response, bench, load, sctp, tcp, udp};
 
 /// Answers requests from stdin until it ends.
 pub fn run() -> Result<()> {
@@ -68,6 +68,12 @@ impl Probe {
             }
             Request::ServeHttp { addr, name } => {
                 self.server(&format!("serve HTTP {addr}"), || serve::http(addr, name))
+            }
+            Request::ServeSctp { addr, name } => {
+                self.server(&format!("serve SCTP {addr}"), || serve::sctp(addr, name))
+            }
+            Request::AskSctp { to, way, timeout } => {
+                sctp::ask(to, way, timeout).map(Response::Answer)
             }
             Request::StopServe { server } => self.servers.remove(server).map(|_| Response::Done),
             Request::Connect { to, from, timeout } => {

@@ -11,9 +11,9 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
     sockopt,
 };
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{Proto, http};
+use super::{Proto, http, sctp::SCTP};
 
 const BACKLOG: i32 = 4096;
 /// As much as any datagram can carry.
@@ -44,15 +44,25 @@ impl Drop for Server {
 pub(super) fn named(proto: Proto, addr: SocketAddr, name: String) -> io::Result<Server> {
     let name: Arc<str> = name.into();
     match proto {
-        Proto::Tcp => listen(addr, 1, move |stream| {
-            let name = Arc::clone(&name);
-            // Whatever ends a connection ends its thread; the client sees it.
-            thread::spawn(move || drop(answer_lines(stream, &name)));
-        }),
+        Proto::Tcp => listen(addr, 1, lines(name)),
         Proto::Udp => receive(addr, 1, move |datagram, from, answer| {
             answer.extend_from_slice(format!("{name} {from} ").as_bytes());
             answer.extend_from_slice(datagram);
         }),
+    }
+}
+
+/// Answers lines that come by SCTP with the name.
+pub(super) fn sctp(addr: SocketAddr, name: String) -> io::Result<Server> {
+    let socket = open(Type::STREAM, Some(SCTP), addr)?;
+    listen_on(socket, 1, lines(name.into()))
+}
+
+fn lines(name: Arc<str>) -> impl Fn(TcpStream) + Clone + Send + 'static {
+    move |stream| {
+        let name = Arc::clone(&name);
+        // Whatever ends a connection ends its thread; the client sees it.
+        thread::spawn(move || drop(answer_lines(stream, &name)));
     }
 }
 
@@ -105,7 +115,14 @@ fn listen(
     threads: usize,
     serve: impl Fn(TcpStream) + Clone + Send + 'static,
 ) -> io::Result<Server> {
-    let socket = open(Type::STREAM, addr)?;
+    listen_on(open(Type::STREAM, None, addr)?, threads, serve)
+}
+
+fn listen_on(
+    socket: Socket,
+    threads: usize,
+    serve: impl Fn(TcpStream) + Clone + Send + 'static,
+) -> io::Result<Server> {
     socket.listen(BACKLOG)?;
     let server = server(socket)?;
     for _ in 0..threads {
@@ -130,7 +147,7 @@ fn receive(
     threads: usize,
     answer: impl Fn(&[u8], SocketAddr, &mut Vec<u8>) + Clone + Send + 'static,
 ) -> io::Result<Server> {
-    let socket = open(Type::DGRAM, addr)?;
+    let socket = open(Type::DGRAM, None, addr)?;
     let any = addr.ip().is_unspecified();
     if any && addr.is_ipv4() {
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -208,8 +225,8 @@ fn answer_from_where_it_went(
     Ok(())
 }
 
-fn open(kind: Type, addr: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), kind, None)?;
+fn open(kind: Type, protocol: Option<Protocol>, addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), kind, protocol)?;
     if kind == Type::STREAM {
         // A server started again takes its port over at once.
         socket.set_reuse_address(true)?;
