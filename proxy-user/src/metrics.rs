@@ -168,7 +168,7 @@ impl Metrics {
             self.not_programmed.clone(),
         );
         ours.register(
-            "map_drift",
+            "audit_drift",
             "Map entries that an audit found changed by somebody else, and wrote again or removed",
             self.drift.clone(),
         );
