@@ -41,7 +41,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
-    /// Detach and remove every program, link, map and pin that is ours, and say what was removed.
+    /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
+    /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
 }
 
@@ -93,6 +94,8 @@ pub enum CliError {
     Listen(String),
     #[error("the filters of devices: {0}")]
     Devices(String),
+    #[error("what kube-proxy left is not all gone: {0}")]
+    Leftovers(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -111,6 +114,7 @@ impl CliError {
             | Self::Source(_)
             | Self::Listen(_)
             | Self::Devices(_)
+            | Self::Leftovers(_)
             | Self::Io { .. } => 1,
         }
     }

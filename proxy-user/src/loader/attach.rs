@@ -24,7 +24,7 @@ use proxy_common::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
-    AffinityMap, Claim, Features, FlowMap, Mechanism, PacketPath, PinError, Pins, link::Link,
+    AffinityMap, Claim, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins, link::Link,
 };
 use crate::maps::bpf::{BpfStore, OpenError};
 
@@ -151,7 +151,7 @@ pub fn load(
         maximum: None,
     };
     let _not_needed_everywhere = setrlimit(Resource::Memlock, unlimited);
-    let claim = pins.claim()?;
+    let mut claim = pins.claim()?;
     let mut loader = EbpfLoader::new();
     let has_set_retval = u8::from(features.set_retval);
     let timeouts = timeout_table(&fixed.timeouts);
@@ -181,9 +181,10 @@ pub fn load(
         .map_max_entries(map::SOURCE_RANGES, SOURCE_RANGES)
         .map_max_entries(map::SERVICE_NETS, SERVICE_NETS);
     for name in map::ALL {
-        loader.map_pin_path(name, pins.map(name));
+        loader.map_pin_path(name, claim.map(name));
     }
     let mut ebpf = loader.load(OBJECT)?;
+    claim.settle()?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = if let Program::CgroupSockAddr(program) = program {
             program.load()
@@ -220,6 +221,11 @@ pub fn load(
 }
 
 impl Loaded {
+    /// What was found at the pins.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        self.claim.take_notes()
+    }
+
     /// Makes every program run in the cgroup, by links that are pinned. A link of an earlier agent is
     /// given the new program, so that no call is seen by both or by neither. Other tools' programs
     /// stay: links allow several.
@@ -228,6 +234,8 @@ impl Loaded {
             path: cgroup.to_owned(),
             source,
         };
+        self.claim
+            .take_links(|program| self.ebpf.program(program).is_some())?;
         let directory = File::open(cgroup).map_err(cgroup_error)?;
         let cgroup_id = directory.metadata().map_err(cgroup_error)?.ino();
         let mut attached = Vec::new();

@@ -2,7 +2,7 @@
 //! machine.
 
 mod connect;
-mod kube_proxy;
+pub mod kube_proxy;
 mod nodeport;
 mod report;
 
