@@ -7,6 +7,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::{
@@ -26,7 +27,10 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::{
     AffinityMap, Claim, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins, link::Link,
 };
-use crate::maps::bpf::{BpfStore, OpenError};
+use crate::{
+    expiry::monotonic_ns,
+    maps::bpf::{BpfStore, OpenError},
+};
 
 /// The kernel object; empty when it was not built.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KUBE_PORTAL_EBPF_OBJECT"));
@@ -152,6 +156,7 @@ pub fn load(
     };
     let _not_needed_everywhere = setrlimit(Resource::Memlock, unlimited);
     let mut claim = pins.claim()?;
+    let inherited_until_ns = inherited_until(claim.age());
     let mut loader = EbpfLoader::new();
     let has_set_retval = u8::from(features.set_retval);
     let timeouts = timeout_table(&fixed.timeouts);
@@ -164,6 +169,7 @@ pub fn load(
         .override_global("NODE_NETNS", &features.node_netns, true)
         .override_global("SNAT_FIRST_PORT", &fixed.snat_ports.first, true)
         .override_global("SNAT_LAST_PORT", &fixed.snat_ports.last, true)
+        .override_global("INHERITED_UNTIL_NS", &inherited_until_ns, true)
         .override_global("FLOW_TIMEOUTS", &timeouts[..], true)
         .map_max_entries(map::FRONTENDS, sizes.frontends)
         .map_max_entries(map::SERVICES, sizes.services)
@@ -218,6 +224,19 @@ pub fn load(
         },
         store,
     ))
+}
+
+/// How long connections of a kube-proxy are reckoned with after the first agent has come: as long as it
+/// lets conntrack keep silent ones (`conntrack.tcpEstablishedTimeout`).
+const INHERITANCE: Duration = Duration::from_secs(24 * 3600);
+
+/// In monotonic time; `age`: how long agents have been here.
+fn inherited_until(age: Duration) -> u64 {
+    let left = INHERITANCE.saturating_sub(age);
+    if left.is_zero() {
+        return 0;
+    }
+    monotonic_ns() + u64::try_from(left.as_nanos()).unwrap_or(0)
 }
 
 impl Loaded {

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::{
@@ -338,6 +339,18 @@ impl Claim {
     /// Where a map is pinned, or is to be.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.begun.as_ref().unwrap_or(&self.directory).join(name)
+    }
+
+    /// How long ago the first agent made its maps; no time, if this is the first. A map that is taken
+    /// over keeps its age.
+    pub(super) fn age(&self) -> Duration {
+        let made = map::ALL
+            .iter()
+            .filter_map(|name| fs::metadata(self.map(name)).ok()?.modified().ok());
+        // A clock that was set back says nothing.
+        made.min()
+            .and_then(|at| at.elapsed().ok())
+            .unwrap_or_default()
     }
 
     /// What was found and done.
