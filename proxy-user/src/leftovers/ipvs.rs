@@ -54,9 +54,12 @@ async fn device(handle: &Handle) -> Option<(u32, BTreeSet<IpAddr>)> {
     let addresses = messages
         .iter()
         .flat_map(|message| &message.attributes)
-        .filter_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
+        .filter_map(|attribute| {
+            if let AddressAttribute::Address(ip) = attribute {
+                Some(*ip)
+            } else {
+                None
+            }
         })
         .collect();
     is_dummy.then_some((index, addresses))
