@@ -42,6 +42,10 @@ pub(crate) static SNAT_FIRST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.
 #[unsafe(no_mangle)]
 pub(crate) static SNAT_LAST_PORT: Global<u16> = Global::new(PortRange::DEFAULT.last);
 
+/// `datapath::path::Node::inherited_until_ns`.
+#[unsafe(no_mangle)]
+pub(crate) static INHERITED_UNTIL_NS: Global<u64> = Global::new(0);
+
 /// `datapath::conntrack::timeout_table`.
 #[unsafe(no_mangle)]
 pub(crate) static FLOW_TIMEOUTS: Global<TimeoutTable> =

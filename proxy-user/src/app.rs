@@ -23,7 +23,7 @@ use crate::{
     expiry,
     keeper::{Inputs, Keeper},
     loader::{
-        self, Claim, Features, Fixed, Loaded, Mechanism, PinError, Pins, Removed, Sizes, TcAttach,
+        self, Claim, Cleaned, Features, Fixed, Loaded, Mechanism, PinError, Pins, Sizes, TcAttach,
     },
     maps::{Capacity, MapStore as _, bpf::BpfStore},
     memory,
@@ -103,7 +103,10 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         )
     })?;
     let pins = Pins::new(&config.bpffs_root);
-    let (loaded, store) = loader::load(&pins, features, &config.sizes, &config.fixed)?;
+    let (mut loaded, store) = loader::load(&pins, features, &config.sizes, &config.fixed)?;
+    for (level, line) in loaded.take_notes() {
+        log::log!(level, "{line}");
+    }
     log::info!(
         "node {}: cgroup {}, pins {}, about {} MiB of maps, refusal by {}",
         config.node_name,
@@ -425,7 +428,6 @@ impl Packet {
         } = *start;
         let names = loaded.attach(&config.cgroup_root)?;
         let (claim, packet, swept) = loaded.into_packet_path(mechanism)?;
-        told(claim.retire_socket_links());
         let flows = |map| expiry::Flows {
             map,
             timeouts: config.fixed.timeouts,
@@ -462,15 +464,21 @@ impl Packet {
     }
 }
 
-/// What went of an agent of another version.
-fn told(retired: Result<Vec<Removed>, PinError>) {
+/// What went of agents of other versions.
+fn told(retired: Result<Cleaned, PinError>) {
     match retired {
-        Ok(removed) => {
+        Ok(Cleaned { removed, kept }) => {
             if let Some(first) = removed.first() {
                 log::info!(
                     "removed {} pins of another version of kube-portal, such as {}",
                     removed.len(),
                     first.path.display()
+                );
+            }
+            for path in kept {
+                log::warn!(
+                    "{}: not kube-portal's, left where it is; remove it by hand if nobody needs it",
+                    path.display()
                 );
             }
         }

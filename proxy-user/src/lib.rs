@@ -12,6 +12,7 @@ mod events;
 pub mod expiry;
 mod health;
 pub mod keeper;
+mod leftovers;
 pub mod loader;
 pub mod maps;
 mod memory;

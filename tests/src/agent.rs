@@ -39,6 +39,8 @@ pub struct Agent {
     extra: Vec<String>,
     cgroup_root: PathBuf,
     bpffs_root: PathBuf,
+    /// Another than the usual build.
+    binary: Option<PathBuf>,
     place: Arc<Place>,
     child: Option<Child>,
     log: Arc<Log>,
@@ -75,6 +77,7 @@ impl Node {
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
             cgroup_root: self.cgroup().to_owned(),
             bpffs_root: bpffs.to_owned(),
+            binary: None,
             place: Arc::clone(self.agent_place()),
             child: None,
             log: Arc::default(),
@@ -230,6 +233,11 @@ impl Agent {
         self.restart()
     }
 
+    /// From its next start on it is another build.
+    pub fn use_binary(&mut self, binary: Option<PathBuf>) {
+        self.binary = binary;
+    }
+
     /// `kube-portal status --json`.
     pub fn status(&self) -> Result<serde_json::Value> {
         let text = self.call(&["status", "--json"])?;
@@ -255,7 +263,10 @@ impl Agent {
     }
 
     fn start(&mut self) -> Result<()> {
-        let binary = binaries::kube_portal()?;
+        let binary = match &self.binary {
+            Some(binary) => binary.clone(),
+            None => binaries::kube_portal()?,
+        };
         let mut command = self.command(&binary)?;
         let mut child = command
             .spawn()

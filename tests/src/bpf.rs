@@ -67,6 +67,14 @@ struct ProgInfo {
     name: [u8; 16],
 }
 
+/// A digest of the instructions of a loaded program: the same for the same build.
+pub fn tag(id: u32) -> Result<[u32; 2]> {
+    let file = open(PROG_GET_FD_BY_ID, id).with_context(|| format!("BPF program {id}"))?;
+    let info: ProgInfo = info(&file).with_context(|| format!("info of BPF program {id}"))?;
+    let [_, _, low, high, ..] = info.kind_id_tag_lens;
+    Ok([low, high])
+}
+
 /// The start of bpf_link_info.
 #[repr(C)]
 #[derive(Default)]

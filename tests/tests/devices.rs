@@ -691,7 +691,10 @@ fn pins_of_another_version_go_once_ours_are_there() -> Result<()> {
     let source = Source::Manifests(ground.manifests.path().to_owned());
     let mut second = ground.node().start_agent(source)?;
     ensure!(second.wait_exit(PATIENCE)?.code() == Some(1));
-    let line = second.wait_line(&["v0", "another kube-portal is running"], PATIENCE)?;
+    let line = second.wait_line(
+        &["kube-portal: another", "another kube-portal is running"],
+        PATIENCE,
+    )?;
     ensure!(line.contains("stop it first"), "{line}");
     ensure!(older.join(map::FLOWS).exists());
     // It has ended.

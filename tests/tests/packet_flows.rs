@@ -7,7 +7,7 @@ use proxy_common::{
     datapath::{
         conntrack,
         fake::Maps,
-        path::{self, Done, DropReason, Hook, Refusal, Verdict, Work},
+        path::{self, Done, DropReason, Hook, Passed, Refusal, Verdict, Work},
     },
     wire::{bytes::Bytes, link::Link},
 };
@@ -196,6 +196,30 @@ fn a_reset_is_no_proof_that_the_client_hears() {
     );
     assert_eq!(ingress(&maps, &stray), Verdict::Stack(Done::Forwarded));
     assert_eq!(sizes(&maps), (0, 2));
+}
+
+/// A kube-proxy's connections are in the stack's table.
+#[test]
+fn connections_that_began_before_the_first_agent_are_left_to_the_stack_for_a_while() {
+    let mut maps = Scene::maps();
+    maps.inherited_until_ns = maps.now_ns.get() + SECOND;
+    for flags in ["A", "PA", "FA", "R"] {
+        let packet = to_vip(tcp(flags, 101, 9001));
+        assert_eq!(
+            ingress(&maps, &packet),
+            Verdict::Pass(Passed::NotOurs),
+            "{flags}"
+        );
+    }
+    assert_eq!(sizes(&maps), (0, 0));
+    // New ones are served, also those that begin where an older one was.
+    handshake(&maps, V4.client(), 9001);
+    let data = to_vip(tcp("A", 101, 9001));
+    assert_eq!(ingress(&maps, &data), Verdict::Stack(Done::Forwarded));
+    // Later nobody is reckoned with any more: the backend's reset tells the client.
+    let mut maps = Scene::maps();
+    maps.inherited_until_ns = maps.now_ns.get();
+    assert_eq!(ingress(&maps, &data), Verdict::Stack(Done::NewFlow));
 }
 
 /// What was on its way when the other side gave up, and arrives behind its reset.

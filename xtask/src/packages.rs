@@ -60,6 +60,12 @@ const TOOLS: &[Tool] = &[
         tasks: &[Task::Test, Task::Bench],
     },
     Tool {
+        program: "iptables-nft-restore",
+        package: "iptables",
+        why: "makes the rules that a kube-proxy leaves",
+        tasks: &[Task::Test],
+    },
+    Tool {
         program: "nsenter",
         package: "util-linux",
         why: "runs commands inside those namespaces",

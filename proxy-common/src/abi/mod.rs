@@ -30,7 +30,8 @@ pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, Service, 
 pub use snat::{Device, PortRange};
 pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
 
-/// Version of the map layout; names the directory of pins.
+/// Version of the map layout; names the directory of pins. A changed map's row in
+/// `proxy-user/src/loader/layout.rs` names it too.
 pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, as in the kernel object and below the directory of pins. The kernel keeps the

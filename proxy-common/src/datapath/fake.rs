@@ -55,6 +55,7 @@ pub struct Maps {
     pub sent_on: Cell<bool>,
     /// `None`: [`PortRange::DEFAULT`].
     pub snat_ports: Option<PortRange>,
+    pub inherited_until_ns: u64,
     /// `None`: [`FlowTimeouts::DEFAULT`].
     pub timeouts: Option<FlowTimeouts>,
     /// The device that packets come from.
@@ -257,6 +258,10 @@ impl Node for Maps {
 
     fn snat_ports(&self) -> PortRange {
         self.snat_ports.unwrap_or(PortRange::DEFAULT)
+    }
+
+    fn inherited_until_ns(&self) -> u64 {
+        self.inherited_until_ns
     }
 
     fn ifindex(&self) -> u32 {

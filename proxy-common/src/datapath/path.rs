@@ -48,6 +48,9 @@ pub trait Node: Tables + Conntrack {
     /// Monotonic.
     fn now_ns(&self) -> u64;
     fn snat_ports(&self) -> PortRange;
+    /// Until this (monotonic) time a TCP connection that is not known here may be one of whoever served
+    /// before, such as a kube-proxy; 0: never.
+    fn inherited_until_ns(&self) -> u64;
     /// The device the hook runs for.
     fn ifindex(&self) -> u32;
     fn device(&self, ifindex: u32) -> Option<Device>;
@@ -525,6 +528,11 @@ fn begin(
         return Ok(Verdict::Pass(Passed::NotOurs));
     }
     admit(node, &frontend, &tuple.src)?;
+    let is_tcp = tuple.protocol == Protocol::Tcp.number();
+    if is_tcp && work.flow.tcp_flags & tcp::SYN == 0 && now_ns < node.inherited_until_ns() {
+        // The stack's table of connections knows it, or resets it.
+        return Ok(Verdict::Pass(Passed::NotOurs));
+    }
     // Any other packet in the middle of a connection goes to some backend, whose reset tells the
     // client that its connection is no more.
     if work.flow.is_reset() {

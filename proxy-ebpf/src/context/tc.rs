@@ -383,6 +383,11 @@ impl Node for Skb {
     }
 
     #[inline(always)]
+    fn inherited_until_ns(&self) -> u64 {
+        maps::INHERITED_UNTIL_NS.load()
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel passes a valid context.
         // Volatile, or LLVM loads through a pointer that is either into it or into something else, which

@@ -42,7 +42,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
-    /// Detach and remove every program, link, map and pin that is ours, and say what was removed.
+    /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
+    /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
 }
 
@@ -100,6 +101,8 @@ pub enum CliError {
         "somebody else has changed {drifted} entries of the maps; {repaired} of them are as they should be again"
     )]
     Drift { drifted: u64, repaired: u64 },
+    #[error("what kube-proxy left is not all gone: {0}")]
+    Leftovers(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -120,6 +123,7 @@ impl CliError {
             | Self::Source(_)
             | Self::Listen(_)
             | Self::Devices(_)
+            | Self::Leftovers(_)
             | Self::Io { .. } => 1,
         }
     }

@@ -89,7 +89,10 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         return Ok(());
     }
     if args.proxy.cleanup == Some(true) {
-        return cleanup::execute(&cleanup::CleanupArgs { pins: args.pins });
+        return cleanup::execute(&cleanup::CleanupArgs {
+            pins: args.pins,
+            kube_proxy: false,
+        });
     }
     if args.proxy.init_only == Some(true) {
         log::info!("--init-only: there is nothing to prepare on the node; done");

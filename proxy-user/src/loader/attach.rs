@@ -7,6 +7,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::{
@@ -24,9 +25,12 @@ use proxy_common::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
-    AffinityMap, Claim, Features, FlowMap, Mechanism, PacketPath, PinError, Pins, link::Link,
+    AffinityMap, Claim, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins, link::Link,
 };
-use crate::maps::bpf::{BpfStore, OpenError};
+use crate::{
+    expiry::monotonic_ns,
+    maps::bpf::{BpfStore, OpenError},
+};
 
 /// The kernel object; empty when it was not built.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KUBE_PORTAL_EBPF_OBJECT"));
@@ -151,7 +155,8 @@ pub fn load(
         maximum: None,
     };
     let _not_needed_everywhere = setrlimit(Resource::Memlock, unlimited);
-    let claim = pins.claim()?;
+    let mut claim = pins.claim()?;
+    let inherited_until_ns = inherited_until(claim.age());
     let mut loader = EbpfLoader::new();
     let has_set_retval = u8::from(features.set_retval);
     let timeouts = timeout_table(&fixed.timeouts);
@@ -166,6 +171,7 @@ pub fn load(
         .override_global("NODE_NETNS", &features.node_netns, true)
         .override_global("SNAT_FIRST_PORT", &fixed.snat_ports.first, true)
         .override_global("SNAT_LAST_PORT", &fixed.snat_ports.last, true)
+        .override_global("INHERITED_UNTIL_NS", &inherited_until_ns, true)
         .override_global("FLOW_TIMEOUTS", &timeouts[..], true)
         .map_max_entries(map::FRONTENDS, sizes.frontends)
         .map_max_entries(map::SERVICES, sizes.services)
@@ -183,9 +189,10 @@ pub fn load(
         .map_max_entries(map::SOURCE_RANGES, SOURCE_RANGES)
         .map_max_entries(map::SERVICE_NETS, SERVICE_NETS);
     for name in map::ALL {
-        loader.map_pin_path(name, pins.map(name));
+        loader.map_pin_path(name, claim.map(name));
     }
     let mut ebpf = loader.load(OBJECT)?;
+    claim.settle()?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = if let Program::CgroupSockAddr(program) = program {
             program.load()
@@ -221,7 +228,25 @@ pub fn load(
     ))
 }
 
+/// How long connections of a kube-proxy are reckoned with after the first agent has come: as long as it
+/// lets conntrack keep silent ones (`conntrack.tcpEstablishedTimeout`).
+const INHERITANCE: Duration = Duration::from_secs(24 * 3600);
+
+/// In monotonic time; `age`: how long agents have been here.
+fn inherited_until(age: Duration) -> u64 {
+    let left = INHERITANCE.saturating_sub(age);
+    if left.is_zero() {
+        return 0;
+    }
+    monotonic_ns() + u64::try_from(left.as_nanos()).unwrap_or(0)
+}
+
 impl Loaded {
+    /// What was found at the pins.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        self.claim.take_notes()
+    }
+
     /// Makes every program run in the cgroup, by links that are pinned. A link of an earlier agent is
     /// given the new program, so that no call is seen by both or by neither. Other tools' programs
     /// stay: links allow several.
@@ -230,6 +255,8 @@ impl Loaded {
             path: cgroup.to_owned(),
             source,
         };
+        self.claim
+            .take_links(|program| self.ebpf.program(program).is_some())?;
         let directory = File::open(cgroup).map_err(cgroup_error)?;
         let cgroup_id = directory.metadata().map_err(cgroup_error)?.ino();
         let mut attached = Vec::new();

@@ -116,6 +116,10 @@ impl Link {
         Ok(Self { fd })
     }
 
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// Attaches a program to a device's hook, beside all others that are there.
     pub(super) fn at_device(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<Self> {
         let fd = bpf_fd(

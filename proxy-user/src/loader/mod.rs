@@ -5,8 +5,10 @@ mod batch;
 mod clsact;
 mod features;
 mod hook;
+mod layout;
 mod link;
 mod packet;
+mod pinned;
 mod pins;
 mod preflight;
 pub(crate) mod sys;
@@ -19,5 +21,5 @@ pub use packet::{
     Change, Mechanism, OnDevice, PacketPath, TcAttach, device_name, netlink, on_devices,
     remove_filters,
 };
-pub use pins::{Claim, PinError, Pins, Removed};
+pub use pins::{Claim, Cleaned, Note, PinError, Pins, Removed};
 pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};

@@ -4,15 +4,21 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::{
-    maps::MapData,
-    programs::links::{FdLink, PinnedLink},
+    maps::{MapData, MapInfo},
+    programs::links::FdLink,
 };
+use log::Level;
 use proxy_common::abi::{ABI_VERSION, map};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
+use super::{
+    layout,
+    pinned::{self, Kind},
+};
 use crate::maps::bpf::{BpfStore, OpenError};
 
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +29,10 @@ pub enum PinError {
         "{path}: another kube-portal is running on these pins; stop it first, or give this one its own --bpffs-root"
     )]
     Busy { path: PathBuf },
-    #[error("{path}: {reason}")]
-    Bpf { path: PathBuf, reason: String },
+    #[error(
+        "{path}: not a directory, so not kube-portal's; remove it, or name another directory with --bpffs-root"
+    )]
+    NotADirectory { path: PathBuf },
     #[error(
         "nothing of kube-portal is pinned in {path}: the agent has not run there yet, or --bpffs-root names another place"
     )]
@@ -49,6 +57,8 @@ pub struct Pins {
 
 const LINK_PREFIX: &str = "link_";
 const MAP_PREFIX: &str = "KP_";
+/// The directory that is not whole yet.
+const BEGUN: &str = "begun";
 /// Between program and interface index.
 const AT: &str = "_at_";
 /// Of a link that is about to take another's place. (bpffs has no names with a dot.)
@@ -77,44 +87,101 @@ impl Pins {
         self.link(&format!("{program}{AT}{ifindex}"))
     }
 
-    /// Makes the directory and holds it for this process, and with it those of other versions: two
-    /// agents on the same maps would undo one another's work, and on other maps hide it.
+    /// Holds the pins for this process, of whatever version: two agents on the same maps would undo one
+    /// another's work, and on other maps hide it. Then looks at what is there.
+    ///
+    /// Where this version's directory is missing, or isn't whole, another is begun with what maps of an
+    /// earlier agent can be used. It gets its name when it is whole: [`Claim::settle`].
     pub fn claim(&self) -> Result<Claim, PinError> {
-        let directory = self.directory();
-        fs::create_dir_all(&directory).map_err(|source| PinError::Io {
-            path: directory.clone(),
-            source,
-        })?;
-        let own = self.lock(&directory)?;
-        let others = self
-            .versions()?
-            .into_iter()
-            .filter(|path| *path != directory)
-            .map(|path| Ok((self.lock(&path)?, path)))
-            .collect::<Result<_, PinError>>()?;
-        Ok(Claim { _own: own, others })
+        match fs::create_dir_all(&self.root) {
+            Err(_)
+                if self
+                    .root
+                    .symlink_metadata()
+                    .is_ok_and(|meta| !meta.is_dir()) =>
+            {
+                return Err(PinError::NotADirectory {
+                    path: self.root.clone(),
+                });
+            }
+            result => result.map_err(io_error(&self.root))?,
+        }
+        let mut claim = Claim {
+            _lock: self.lock()?,
+            directory: self.directory(),
+            begun: None,
+            others: Vec::new(),
+            notes: Vec::new(),
+        };
+        let begun = self.root.join(BEGUN);
+        if begun.exists() {
+            remove_maps(&begun, &mut Vec::new())?;
+            let _unless_others_put_something_there = fs::remove_dir(&begun);
+            claim.note(
+                Level::Info,
+                format!(
+                    "{}: left by an agent that died while it started; removed",
+                    begun.display()
+                ),
+            );
+        }
+        claim.others = self.versions()?;
+        claim.others.retain(|path| *path != claim.directory);
+        if claim.directory.symlink_metadata().is_ok() {
+            let faults = faults(&claim.directory);
+            let Some(first) = faults.first() else {
+                claim.note_strangers();
+                return Ok(claim);
+            };
+            let aside = self.set_aside(&claim.directory)?;
+            claim.note(
+                Level::Warn,
+                format!(
+                    "{}: not whole, somebody has changed it: {first}{}; it works on as {} until new \
+                     maps have taken its place",
+                    claim.directory.display(),
+                    match faults.len() {
+                        1 => String::new(),
+                        more => format!(" ({} more)", more - 1),
+                    },
+                    aside.display()
+                ),
+            );
+            claim.others.insert(0, aside);
+        }
+        claim.begin(begun)?;
+        Ok(claim)
     }
 
-    /// The directories of all versions.
+    /// The directories of all versions, the newest first.
     fn versions(&self) -> Result<Vec<PathBuf>, PinError> {
-        let entries = fs::read_dir(&self.root).map_err(|source| PinError::Io {
-            path: self.root.clone(),
-            source,
-        })?;
-        Ok(entries
+        let entries = fs::read_dir(&self.root).map_err(io_error(&self.root))?;
+        let mut found: Vec<PathBuf> = entries
             .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with('v'))
             .map(|entry| entry.path())
-            .collect())
+            .filter(|path| version(path).is_some() && path.is_dir())
+            .collect();
+        found.sort_by_key(|path| std::cmp::Reverse(version(path)));
+        Ok(found)
     }
 
-    fn lock(&self, directory: &Path) -> Result<OwnedFd, PinError> {
+    /// Gives a directory another name.
+    fn set_aside(&self, directory: &Path) -> Result<PathBuf, PinError> {
+        let aside = (0..u32::MAX)
+            .map(|number| self.root.join(format!("v{ABI_VERSION}_aside{number}")))
+            .find(|path| path.symlink_metadata().is_err())
+            .unwrap_or_else(|| self.root.join(format!("v{ABI_VERSION}_aside")));
+        fs::rename(directory, &aside).map_err(io_error(directory))?;
+        Ok(aside)
+    }
+
+    fn lock(&self) -> Result<OwnedFd, PinError> {
         let io_error = |errno: rustix::io::Errno| PinError::Io {
-            path: directory.to_owned(),
+            path: self.root.clone(),
             source: errno.into(),
         };
         let fd = open(
-            directory,
+            &self.root,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )
@@ -122,7 +189,7 @@ impl Pins {
         match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(fd),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(PinError::Busy {
-                path: directory.to_owned(),
+                path: self.root.clone(),
             }),
             Err(errno) => Err(io_error(errno)),
         }
@@ -219,25 +286,37 @@ impl Pins {
 
     /// Removes everything of ours below the bpffs root, links first; what is not ours is left and
     /// keeps its directory.
-    pub fn remove_all(&self) -> Result<Vec<Removed>, PinError> {
-        let mut removed = Vec::new();
+    pub fn remove_all(&self) -> Result<Cleaned, PinError> {
+        let mut cleaned = Cleaned::default();
         if !self.root.exists() {
-            return Ok(removed);
+            return Ok(cleaned);
         }
-        // All are held before anything goes.
-        let locked = self
-            .versions()?
-            .into_iter()
-            .map(|path| Ok((self.lock(&path)?, path)))
-            .collect::<Result<Vec<(OwnedFd, PathBuf)>, PinError>>()?;
-        for (_lock, directory) in &locked {
-            remove_links(directory, |_| true, &mut removed)?;
-            remove_maps(directory, &mut removed)?;
-            remove_empty(directory, &mut removed);
+        let _lock = self.lock()?;
+        let mut directories = self.versions()?;
+        let begun = self.root.join(BEGUN);
+        if begun.exists() {
+            directories.push(begun);
         }
-        remove_empty(&self.root, &mut removed);
-        Ok(removed)
+        for directory in &directories {
+            remove(directory, &mut cleaned)?;
+        }
+        remove_empty(&self.root, &mut cleaned.removed);
+        if self.root.exists() {
+            let others = entries(&self.root)?.into_iter().map(|(_, path)| path);
+            cleaned
+                .kept
+                .extend(others.filter(|path| !directories.contains(path)));
+        }
+        Ok(cleaned)
     }
+}
+
+/// What `cleanup` did below the bpffs root.
+#[derive(Clone, Debug, Default)]
+pub struct Cleaned {
+    pub removed: Vec<Removed>,
+    /// Not ours.
+    pub kept: Vec<PathBuf>,
 }
 
 /// A device's link, by its pin.
@@ -247,35 +326,194 @@ pub(super) struct DeviceLink {
     pub(super) path: PathBuf,
 }
 
+/// A line for the log.
+pub type Note = (Level, String);
+
 /// The pins are this process's, as long as this lives.
 #[derive(Debug)]
 pub struct Claim {
-    _own: OwnedFd,
-    /// Of agents of another version, which don't run.
-    others: Vec<(OwnedFd, PathBuf)>,
+    _lock: OwnedFd,
+    directory: PathBuf,
+    /// What becomes the directory when every map is in it.
+    begun: Option<PathBuf>,
+    /// Of agents that don't run: of other versions, and what was set aside.
+    others: Vec<PathBuf>,
+    notes: Vec<Note>,
 }
 
 impl Claim {
-    /// Detaches the socket programs of other versions: ours are attached, and the first to see a
-    /// connection remembers it.
-    pub fn retire_socket_links(&self) -> Result<Vec<Removed>, PinError> {
-        let mut removed = Vec::new();
-        for (_, directory) in &self.others {
-            remove_links(directory, |name| !name.contains(AT), &mut removed)?;
-        }
-        Ok(removed)
+    /// Where a map is pinned, or is to be.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.begun.as_ref().unwrap_or(&self.directory).join(name)
     }
 
-    /// Removes all else of other versions.
-    pub fn retire(&mut self) -> Result<Vec<Removed>, PinError> {
-        let mut removed = Vec::new();
-        for (_lock, directory) in self.others.drain(..) {
-            remove_links(&directory, |_| true, &mut removed)?;
-            remove_maps(&directory, &mut removed)?;
-            remove_empty(&directory, &mut removed);
-        }
-        Ok(removed)
+    /// How long ago the first agent made its maps; no time, if this is the first. A map that is taken
+    /// over keeps its age.
+    pub(super) fn age(&self) -> Duration {
+        let made = map::ALL
+            .iter()
+            .filter_map(|name| fs::metadata(self.map(name)).ok()?.modified().ok());
+        // A clock that was set back says nothing.
+        made.min()
+            .and_then(|at| at.elapsed().ok())
+            .unwrap_or_default()
     }
+
+    /// What was found and done.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    fn note(&mut self, level: Level, line: String) {
+        self.notes.push((level, line));
+    }
+
+    fn note_strangers(&mut self) {
+        let found = entries(&self.directory).unwrap_or_default();
+        let names: Vec<&str> = found
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !name.starts_with(LINK_PREFIX) && !map::ALL.contains(name))
+            .collect();
+        if !names.is_empty() {
+            let line = format!(
+                "{}: holds what is not kube-portal's ({}); left alone",
+                self.directory.display(),
+                names.join(", ")
+            );
+            self.note(Level::Warn, line);
+        }
+    }
+
+    /// Begins a directory with what can be used of the newest other one.
+    fn begin(&mut self, begun: PathBuf) -> Result<(), PinError> {
+        match fs::create_dir(&begun) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(io_error(&begun)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        if let Some((other, number)) = self
+            .others
+            .first()
+            .and_then(|path| Some((path.clone(), version(path)?)))
+        {
+            // What a newer version means by its maps is not known here.
+            let usable = if number <= ABI_VERSION {
+                layout::usable(&other, number)
+            } else {
+                Vec::new()
+            };
+            for name in &usable {
+                let to = begun.join(name);
+                fs::hard_link(other.join(name), &to).map_err(io_error(&to))?;
+            }
+            let new: Vec<&str> = map::ALL
+                .iter()
+                .filter(|name| !usable.contains(name))
+                .copied()
+                .collect();
+            self.note(
+                Level::Info,
+                format!(
+                    "{}: {} of its {} maps are taken over{}",
+                    other.display(),
+                    usable.len(),
+                    map::ALL.len(),
+                    if new.is_empty() {
+                        String::new()
+                    } else {
+                        format!("; new are {}", new.join(", "))
+                    }
+                ),
+            );
+            if !usable.contains(&map::FLOWS) {
+                self.note(
+                    Level::Warn,
+                    format!(
+                        "{}: its flows can't be taken over: connections from outside to backends on other \
+                         nodes end when its programs do",
+                        other.display()
+                    ),
+                );
+            }
+        }
+        self.begun = Some(begun);
+        Ok(())
+    }
+
+    /// All maps are there: the directory gets its name.
+    pub(super) fn settle(&mut self) -> Result<(), PinError> {
+        if let Some(begun) = self.begun.take() {
+            fs::rename(&begun, &self.directory).map_err(io_error(&begun))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the links of other versions this one's, to be given its programs: no call is seen by both or
+    /// by neither. `is_known`: whether there is a program of this name.
+    pub(super) fn take_links(&self, is_known: impl Fn(&str) -> bool) -> Result<(), PinError> {
+        for other in &self.others {
+            for (name, path) in entries(other)? {
+                let Some(program) = name.strip_prefix(LINK_PREFIX) else {
+                    continue;
+                };
+                let program = program
+                    .split_once(AT)
+                    .map_or(program, |(program, _)| program);
+                let to = self.directory.join(&name);
+                if is_known(program) && is_link(&path) && to.symlink_metadata().is_err() {
+                    fs::rename(&path, &to).map_err(io_error(&path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of others, and says what is not ours.
+    pub fn retire(&mut self) -> Result<Cleaned, PinError> {
+        let mut cleaned = Cleaned::default();
+        for directory in self.others.drain(..) {
+            remove(&directory, &mut cleaned)?;
+        }
+        Ok(cleaned)
+    }
+}
+
+/// Of which agents a directory is: `v3`, or `v3_aside0`.
+fn version(directory: &Path) -> Option<u32> {
+    let name = directory.file_name()?.to_str()?.strip_prefix('v')?;
+    name.split('_').next()?.parse().ok()
+}
+
+/// What keeps this version's directory from being used.
+fn faults(directory: &Path) -> Vec<String> {
+    if !directory.is_dir() {
+        return vec!["not a directory".to_owned()];
+    }
+    let maps = layout::LAYOUTS.iter().filter_map(|layout| {
+        let fault = layout.fault(&directory.join(layout.name))?;
+        Some(format!("{}: {fault}", layout.name))
+    });
+    let links = pins_in(directory, LINK_PREFIX).unwrap_or_default();
+    let links = links
+        .into_iter()
+        .filter(|(_, path)| !is_link(path))
+        .map(|(name, _)| format!("{name}: not a link"));
+    maps.chain(links).collect()
+}
+
+fn is_link(path: &Path) -> bool {
+    pinned::kind(path).is_ok_and(|kind| kind == Kind::Link)
+}
+
+/// A map that has one of our names of itself too.
+fn is_our_map(path: &Path) -> bool {
+    pinned::kind(path).is_ok_and(|kind| kind == Kind::Map)
+        && MapInfo::from_pin(path).is_ok_and(|info| {
+            info.name_as_str()
+                .is_none_or(|name| name.starts_with(MAP_PREFIX))
+        })
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
@@ -283,50 +521,58 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
     move |source| PinError::Io { path, source }
 }
 
-/// Pins whose names begin so, sorted.
-fn pins_in(directory: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>, PinError> {
-    let mut pins: Vec<(String, PathBuf)> = fs::read_dir(directory)
+/// Name and path of what is in a directory, sorted.
+fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, PinError> {
+    let mut found: Vec<(String, PathBuf)> = fs::read_dir(directory)
         .map_err(io_error(directory))?
         .flatten()
         .map(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
             (name, entry.path())
         })
-        .filter(|(name, _)| name.starts_with(prefix))
         .collect();
-    pins.sort();
+    found.sort();
+    Ok(found)
+}
+
+/// Those whose names begin so.
+fn pins_in(directory: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>, PinError> {
+    let mut pins = entries(directory)?;
+    pins.retain(|(name, _)| name.starts_with(prefix));
     Ok(pins)
 }
 
-fn remove_links(
-    directory: &Path,
-    which: impl Fn(&str) -> bool,
-    removed: &mut Vec<Removed>,
-) -> Result<(), PinError> {
-    for (name, path) in pins_in(directory, LINK_PREFIX)? {
-        if !which(&name) {
-            continue;
+/// Removes what is ours of a directory, and the directory if nothing else is in it.
+fn remove(directory: &Path, cleaned: &mut Cleaned) -> Result<(), PinError> {
+    remove_links(directory, &mut cleaned.removed)?;
+    remove_maps(directory, &mut cleaned.removed)?;
+    remove_empty(directory, &mut cleaned.removed);
+    if directory.exists() {
+        let left = entries(directory)?.into_iter().map(|(_, path)| path);
+        cleaned.kept.extend(left);
+    }
+    Ok(())
+}
+
+fn remove_links(directory: &Path, removed: &mut Vec<Removed>) -> Result<(), PinError> {
+    for (_, path) in pins_in(directory, LINK_PREFIX)? {
+        if is_link(&path) {
+            fs::remove_file(&path).map_err(io_error(&path))?;
+            removed.push(Removed {
+                what: "link and program",
+                path,
+            });
         }
-        // Opening it proves that it is a link before it goes.
-        PinnedLink::from_pin(&path)
-            .map_err(|error| PinError::Bpf {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?
-            .unpin()
-            .map_err(io_error(&path))?;
-        removed.push(Removed {
-            what: "link and program",
-            path,
-        });
     }
     Ok(())
 }
 
 fn remove_maps(directory: &Path, removed: &mut Vec<Removed>) -> Result<(), PinError> {
     for (_, path) in pins_in(directory, MAP_PREFIX)? {
-        fs::remove_file(&path).map_err(io_error(&path))?;
-        removed.push(Removed { what: "map", path });
+        if is_our_map(&path) {
+            fs::remove_file(&path).map_err(io_error(&path))?;
+            removed.push(Removed { what: "map", path });
+        }
     }
     Ok(())
 }

@@ -6,17 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 
 /// One port of a Service with one endpoint.
 #[derive(Debug)]
-pub(super) struct Port {
-    pub(super) name: String,
+pub struct Port {
+    pub name: String,
     /// `tcp` or `udp`.
-    pub(super) protocol: &'static str,
-    pub(super) vip: SocketAddr,
-    pub(super) node_port: Option<u16>,
-    pub(super) endpoint: SocketAddr,
+    pub protocol: &'static str,
+    pub vip: SocketAddr,
+    pub node_port: Option<u16>,
+    pub endpoint: SocketAddr,
 }
 
 /// Everything of one node; `pods` is the cluster's pod network.
-pub(super) fn ruleset(node: IpAddr, pods: &str, ports: &[Port]) -> String {
+pub fn ruleset(node: IpAddr, pods: &str, ports: &[Port]) -> String {
     let mut out = String::from(
         "table ip kube-proxy {\n\
          set cluster-ips { type ipv4_addr\n }\n\

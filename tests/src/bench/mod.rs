@@ -3,7 +3,7 @@
 
 mod connect;
 mod control_plane;
-mod kube_proxy;
+pub mod kube_proxy;
 mod nodeport;
 mod report;
 

@@ -203,6 +203,10 @@ impl Node for Cpu<'_> {
         self.maps().snat_ports()
     }
 
+    fn inherited_until_ns(&self) -> u64 {
+        self.maps().inherited_until_ns()
+    }
+
     fn ifindex(&self) -> u32 {
         self.maps().ifindex()
     }
