@@ -11,6 +11,7 @@ use crate::{
     config::{self, ProxyFlags, Span},
     devices::{Choice, Pattern},
     loader::{Fixed, Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
+    memory,
     server::sockets_of,
     surfaces::SurfacesConfig,
 };
@@ -171,6 +172,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             timeouts: settings.timeouts,
         },
     };
+    memory::share_one_heap();
     let mut runtime = Builder::new_multi_thread();
     // One thread reads, this one writes: a second reader would only be woken in vain.
     runtime.worker_threads(1);

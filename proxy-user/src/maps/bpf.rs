@@ -160,21 +160,18 @@ impl BpfStore {
     }
 
     pub fn backend(&self, id: u32) -> Option<Backend> {
-        self.backends.load(id).map(Backend::from_bytes)
+        self.backends.load(id).ok().map(Backend::from_bytes)
     }
 
-    fn service(&self, id: u32) -> Service {
-        let load = |offset| self.services.load_u64(id, offset).unwrap_or(0);
-        Service {
-            word: ServiceWord(load(WORD_AT)),
-            affinity: ServiceAffinity(load(AFFINITY_AT)),
-        }
+    fn service(&self, id: u32) -> Result<Service, StoreError> {
+        service(&self.services, id)
     }
 
     /// How long clients keep their backends, by [`ServiceAffinity::port`].
     pub fn affinity_timeouts_ns(&self) -> HashMap<u64, u64> {
-        (1..self.services.capacity())
-            .map(|id| self.service(id).affinity)
+        let services = self.services.for_a_pass();
+        (1..services.capacity())
+            .filter_map(|id| Some(service(&services, id).ok()?.affinity))
             .filter(|affinity| affinity.is_on())
             .map(|affinity| (affinity.port(), affinity.timeout_ns()))
             .collect()
@@ -269,11 +266,10 @@ impl BpfStore {
     }
 }
 
-fn in_range<T>(array: &SharedArray, index: u32, result: Option<T>) -> Result<T, StoreError> {
-    result.ok_or(StoreError::OutOfRange {
-        map: array.name(),
-        index,
-        capacity: array.capacity(),
+fn service(services: &SharedArray, id: u32) -> Result<Service, StoreError> {
+    Ok(Service {
+        word: ServiceWord(services.load_u64(id, WORD_AT)?),
+        affinity: ServiceAffinity(services.load_u64(id, AFFINITY_AT)?),
     })
 }
 
@@ -381,27 +377,17 @@ impl MapStore for BpfStore {
                     self.names.capacity,
                     "give the agent a larger --max-services",
                 )),
-            Step::WriteBackend { id, backend } => in_range(
-                &self.backends,
-                *id,
-                self.backends.store(*id, &backend.to_bytes()),
-            ),
-            Step::WriteSlots { first, backend_ids } => {
-                for (slot, id) in (*first..).zip(backend_ids) {
-                    in_range(&self.slots, slot, self.slots.store_u32(slot, *id))?;
-                }
-                Ok(())
-            }
+            Step::WriteBackend { id, backend } => self.backends.store(*id, &backend.to_bytes()),
+            Step::WriteSlots { first, backend_ids } => (*first..)
+                .zip(backend_ids)
+                .try_for_each(|(slot, id)| self.slots.store_u32(slot, *id)),
             Step::Switch {
                 service,
                 word,
                 affinity,
             } => {
-                let stored = self
-                    .services
-                    .store_u64(*service, AFFINITY_AT, affinity.0)
-                    .and_then(|()| self.services.store_u64(*service, WORD_AT, word.0));
-                in_range(&self.services, *service, stored)
+                self.services.store_u64(*service, AFFINITY_AT, affinity.0)?;
+                self.services.store_u64(*service, WORD_AT, word.0)
             }
             Step::PutFrontend { key, frontend } => self.put_frontend(key, frontend),
             Step::RemoveFrontend { key } => self.remove_frontend(key),
@@ -443,13 +429,11 @@ impl MapStore for BpfStore {
             }
             Step::ClearBackend { id } => {
                 // The service makes a backend valid: it goes first, and alone.
-                let cleared = self.backends.load(*id).map(|bytes| Backend {
+                let cleared = Backend {
                     service: 0,
-                    ..Backend::from_bytes(bytes)
-                });
-                let stored =
-                    cleared.and_then(|backend| self.backends.store(*id, &backend.to_bytes()));
-                in_range(&self.backends, *id, stored)
+                    ..Backend::from_bytes(self.backends.load(*id)?)
+                };
+                self.backends.store(*id, &cleared.to_bytes())
             }
             Step::RemoveName { service } => removed(self.names.map.remove(&service.to_ne_bytes()))
                 .map_err(|source| StoreError::Map {
@@ -492,14 +476,15 @@ impl MapStore for BpfStore {
             Step::ClearBackend { id } => self.backend(*id).is_none_or(|there| there.service == 0),
             Step::WriteSlots { first, backend_ids } => (*first..)
                 .zip(backend_ids)
-                .all(|(slot, id)| self.slots.load_u32(slot) == Some(*id)),
+                .all(|(slot, id)| self.slots.load_u32(slot).is_ok_and(|there| there == *id)),
             Step::Switch {
                 service,
                 word,
                 affinity,
             } => {
                 let (word, affinity) = (*word, *affinity);
-                self.service(*service) == Service { word, affinity }
+                self.service(*service)
+                    .is_ok_and(|there| there == Service { word, affinity })
             }
             Step::PutFrontend { key, frontend } => self.frontend(key) == Some(*frontend),
             Step::RemoveFrontend { key } => self.frontend(key).is_none(),
@@ -549,8 +534,10 @@ impl MapStore for BpfStore {
                 .names
                 .insert(u32::from_ne_bytes(id), ServiceName::from_bytes(name));
         }
-        for id in 1..self.services.capacity() {
-            let service = self.service(id);
+        let [services, slots, backends] =
+            [&self.services, &self.slots, &self.backends].map(|array| array.for_a_pass());
+        for id in 1..services.capacity() {
+            let service = service(&services, id)?;
             if service == ServiceWord::default().into() {
                 continue;
             }
@@ -559,12 +546,12 @@ impl MapStore for BpfStore {
             if word.count() > 0 {
                 let first = word.first_slot();
                 // A damaged word may name slots that don't exist; those read as 0.
-                let count = word.count().min(self.slots.capacity());
+                let count = word.count().min(slots.capacity());
                 let ids = (0..count)
                     .map(|i| {
                         first
                             .checked_add(i)
-                            .and_then(|slot| self.slots.load_u32(slot))
+                            .and_then(|slot| slots.load_u32(slot).ok())
                             .unwrap_or(0)
                     })
                     .collect();
@@ -577,8 +564,9 @@ impl MapStore for BpfStore {
             ranges.insert(range);
         }
         observed.service_nets = self.each_service_net().collect::<Result<_, _>>()?;
-        for id in 1..self.backends.capacity() {
-            if let Some(backend) = self.backend(id).filter(|backend| backend.service != 0) {
+        for id in 1..backends.capacity() {
+            let backend = Backend::from_bytes(backends.load(id)?);
+            if backend.service != 0 {
                 observed.backends.insert(id, backend);
             }
         }

@@ -37,6 +37,8 @@ pub enum StoreError {
         index: u32,
         capacity: u32,
     },
+    #[error(transparent)]
+    Shared(#[from] SharedArrayError),
 }
 
 /// How many elements each map has room for.
