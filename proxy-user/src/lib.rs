@@ -10,6 +10,7 @@ pub mod control;
 pub mod devices;
 mod events;
 pub mod expiry;
+mod hash;
 mod health;
 pub mod keeper;
 mod leftovers;

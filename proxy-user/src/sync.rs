@@ -1,11 +1,12 @@
 //! The only loop: events into the model, changes into a plan, the plan into the maps.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{
     audit::{Audit, Audited},
+    hash::HashMap,
     maps::MapStore,
     model::{Event, HealthCheck, LocalState, Model, ObjectName, WithoutLocal},
     plan::{Change, Done, Epoch, Failed, Planner, Refused, Report, carry_out, execute},
@@ -60,7 +61,7 @@ impl<S: MapStore> Syncer<S> {
             retry: BTreeSet::new(),
             said: BTreeSet::new(),
             synced: false,
-            local: HashMap::new(),
+            local: HashMap::default(),
             without_local: WithoutLocal::default(),
         }
     }

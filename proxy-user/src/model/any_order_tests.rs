@@ -390,7 +390,7 @@ proptest! {
         }
         let mut fresh = Model::new(account.node.clone(), NodePortScope::Primary);
         events.into_iter().for_each(|event| fresh.apply(event));
-        let mut owners = HashMap::new();
+        let mut owners = HashMap::default();
         for text in SERVICES {
             let expected = fresh.desired(&name(text));
             prop_assert_eq!(&model.desired(&name(text)), &expected);

@@ -1,10 +1,11 @@
 //! Who owns a frontend address, when several Services want it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use proxy_common::abi::FrontendKind;
 
 use super::{FrontendAddress, ObjectName};
+use crate::hash::HashMap;
 
 /// A Service port's wish for an address. Ordered: the first of several has the address, so the older
 /// Service keeps what it has, whatever order the objects arrive in.

@@ -2,13 +2,14 @@
 //! whoever watches the metrics.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU16,
     sync::Arc,
 };
 
 use super::{EndpointSlice, Family, Node, Service, TrafficPolicy, policy, state::merge};
+use crate::hash::HashSet;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalState {

@@ -1,8 +1,9 @@
 //! Names that many objects share, each kept once: of namespaces, nodes, zones and ports.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{EndpointSlice, Service};
+use crate::hash::HashSet;
 
 /// Fewer are not worth a look for those that are not used any more.
 const FEW: usize = 1024;

@@ -2,7 +2,7 @@
 //! Service, never that of the cluster.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -18,6 +18,7 @@ use super::{
     names::Names,
     policy,
 };
+use crate::hash::{HashMap, HashSet};
 
 /// Something the operator should read once; not an error of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -236,7 +237,7 @@ impl Model {
                 let list = self.list_mut(kind);
                 *list = List::Running {
                     before: list.was_complete(),
-                    seen: HashSet::new(),
+                    seen: HashSet::default(),
                 };
             }
             Event::Listed(kind) => self.listed(kind),
@@ -568,7 +569,7 @@ fn snapshots(
         return (Vec::new(), notes);
     };
     let mut snapshots = Vec::new();
-    let mut families = HashSet::new();
+    let mut families = HashSet::default();
     for port in &service.ports {
         for family in Family::BOTH {
             let wanted = frontends_of(service, port, family, here.node_port_ips);

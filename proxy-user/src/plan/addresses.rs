@@ -1,11 +1,7 @@
 //! What is known of addresses as such: which are ClusterIPs, and which ranges they come from. Both only
 //! make the programs reject and drop.
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use proxy_common::abi::{Protocol, map};
@@ -15,7 +11,10 @@ use super::{
     planner::{Plan, Planned, Refused, nobody},
     step::Step,
 };
-use crate::model::{Family, ObjectName, PortKey, Scope};
+use crate::{
+    hash::{HashMap, HashSet},
+    model::{Family, ObjectName, PortKey, Scope},
+};
 
 /// An address may be that of several Services, with different ports: it is known while any of them
 /// has it.
@@ -83,7 +82,7 @@ impl Addresses {
         full: impl Fn() -> Full,
         mut room: u64,
     ) {
-        let mut planned = HashSet::new();
+        let mut planned = HashSet::default();
         // Those are tried again as a whole.
         let refused: HashSet<ObjectName> = plan
             .refused

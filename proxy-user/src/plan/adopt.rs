@@ -1,7 +1,7 @@
 //! Recognises what an earlier agent left in the maps: ids by the names stored beside them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -13,10 +13,12 @@ use super::{
     addresses::{Addresses, ServiceNets},
     ids::{IdPool, Run, RunPool},
     planner::{KnownBackend, Planner, Port, frontend_address},
+    ports::Ports,
     sorted::Sorted,
     step::{Step, address_of},
 };
 use crate::{
+    hash::HashMap,
     maps::{Capacity, Observed},
     model::{Family, ObjectName, PortKey, Scope},
 };
@@ -25,9 +27,9 @@ impl Planner {
     /// Recognises what an earlier agent left in the maps.
     pub fn adopt(capacity: Capacity, observed: &Observed) -> Self {
         let mut planner = Self {
-            ports: BTreeMap::new(),
-            owners: HashMap::new(),
-            frontends: HashMap::new(),
+            ports: Ports::default(),
+            owners: HashMap::default(),
+            frontends: HashMap::default(),
             frontend_capacity: capacity.frontends,
             addresses: Addresses::default(),
             service_nets: ServiceNets {

@@ -23,7 +23,11 @@ pub enum Part {
 impl Planner {
     /// Everything the maps hold, now.
     pub fn parts(&self) -> Vec<Part> {
-        let ports = self.ports.keys().map(|key| Part::Port(Arc::clone(key)));
+        let mut keys: Vec<Arc<PortKey>> =
+            self.ports.iter().map(|(key, _)| Arc::clone(key)).collect();
+        // What is found is told in this order.
+        keys.sort();
+        let ports = keys.into_iter().map(Part::Port);
         let addresses = self.addresses.known().map(Part::Address);
         let nets = self
             .service_nets

@@ -1,19 +1,19 @@
 //! What is written of a backend: its flags, and where the same endpoint is in the Service port's other
 //! list.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use proxy_common::abi::{Backend, SockAddr};
 
 use super::{
     planner::{Plan, Planned, Planner},
+    sorted::Sorted,
     step::Step,
 };
-use crate::model::{PortKey, PortSnapshot};
+use crate::{
+    hash::HashMap,
+    model::{PortKey, PortSnapshot},
+};
 
 /// A list of endpoints that is planned.
 pub(super) struct List {
@@ -21,7 +21,7 @@ pub(super) struct List {
     /// Its service id.
     pub(super) id: u32,
     /// Those that are wanted, and their ids.
-    pub(super) backends: BTreeMap<SocketAddr, u32>,
+    pub(super) backends: Sorted<SocketAddr, u32>,
 }
 
 impl Planner {
@@ -42,7 +42,7 @@ impl Planner {
         for list in lists {
             let other = lists.iter().find(|other| other.key != list.key);
             let known = self.ports.get(&list.key);
-            for (address, id) in &list.backends {
+            for (address, id) in list.backends.iter() {
                 let twin = other.and_then(|other| other.backends.get(address));
                 let twin = twin.copied().unwrap_or(0);
                 if let Some(backend) = written.get_mut(id) {

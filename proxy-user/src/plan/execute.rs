@@ -1,9 +1,10 @@
 //! Carries a plan out, and tells the planner what really happened.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{Change, Plan, Planned, Planner, Refused, Step};
 use crate::{
+    hash::HashSet,
     maps::{MapStore, StoreError},
     model::PortKey,
 };
@@ -33,7 +34,7 @@ const AT_A_TIME: usize = 1024;
 /// of both its lists: one names the other), and nobody else's.
 pub fn execute(planner: &mut Planner, mut plan: Plan, store: &mut impl MapStore) -> Report {
     let mut report = Report::default();
-    let mut stopped: HashSet<PortKey> = HashSet::new();
+    let mut stopped: HashSet<PortKey> = HashSet::default();
     let steps = std::mem::take(&mut plan.steps);
     let mut rest = &steps[..];
     while let Some(first) = rest.first() {

@@ -8,6 +8,7 @@ mod backends;
 mod execute;
 mod ids;
 mod planner;
+mod ports;
 mod reclaim;
 mod record;
 mod sorted;

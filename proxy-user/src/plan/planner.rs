@@ -4,7 +4,7 @@
 //! that is cut anywhere leaves it knowing exactly what was done.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -19,11 +19,13 @@ use super::{
     adopt, affinity,
     backends::{self, List},
     ids::{Epoch, Full, IdPool, Run, RunPool},
+    ports::Ports,
     sorted::Sorted,
     step::{Phase, Step},
 };
-use crate::model::{
-    Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope, SourceRanges,
+use crate::{
+    hash::{HashMap, HashSet},
+    model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope, SourceRanges},
 };
 
 /// The desired state of all ports of one Service; none if it is gone.
@@ -65,7 +67,14 @@ pub struct Plan {
 pub(super) struct Target {
     pub(super) run: Option<Run>,
     pub(super) slots: Vec<u32>,
-    pub(super) wanted: BTreeSet<SocketAddr>,
+    /// Sorted.
+    pub(super) wanted: Vec<SocketAddr>,
+}
+
+impl Target {
+    pub(super) fn wants(&self, address: &SocketAddr) -> bool {
+        self.wanted.binary_search(address).is_ok()
+    }
 }
 
 impl Plan {
@@ -110,7 +119,7 @@ pub(super) struct Port {
 
 #[derive(Debug)]
 pub struct Planner {
-    pub(super) ports: BTreeMap<Arc<PortKey>, Port>,
+    pub(super) ports: Ports,
     /// Whose service id is whose.
     pub(super) owners: HashMap<u32, Arc<PortKey>>,
     /// Every frontend in the map.
@@ -199,12 +208,12 @@ impl Planner {
     fn plan_with(&mut self, changes: &[Change], all: bool) -> Plan {
         let mut plan = Plan::default();
         // Who gets a frontend in this very plan: its old owner must not remove it.
-        let mut taken: HashMap<FrontendAddress, Arc<PortKey>> = HashMap::new();
+        let mut taken: HashMap<FrontendAddress, Arc<PortKey>> = HashMap::default();
         let mut losers = Vec::new();
         let mut new = New::default();
         for change in changes {
             self.addresses.hold(&change.service, &change.addresses);
-            let mut wanted = HashSet::new();
+            let mut wanted = HashSet::default();
             for lists in in_lists(&change.ports).into_values() {
                 wanted.extend(lists.iter().map(|snapshot| &snapshot.key));
                 match self.plan_lists(&mut plan, &lists, &mut new) {
@@ -292,16 +301,7 @@ impl Planner {
     }
 
     fn ports_of(&self, service: &ObjectName) -> impl Iterator<Item = (&Arc<PortKey>, &Port)> {
-        let first = PortKey {
-            service: service.clone(),
-            port: "".into(),
-            protocol: Protocol::Tcp,
-            family: Family::V4,
-            scope: Scope::Cluster,
-        };
-        self.ports
-            .range(Arc::new(first)..)
-            .take_while(move |(key, _)| key.service == *service)
+        self.ports.of(service)
     }
 
     fn frontends_full(&self, needed: u64, new: &New) -> Full {
@@ -382,12 +382,9 @@ impl Planner {
             return Err(self.frontends_full(additional, new));
         }
 
-        let wanted: BTreeSet<SocketAddr> = snapshot
-            .chosen
-            .iter()
-            .chain(&snapshot.kept)
-            .copied()
-            .collect();
+        let mut wanted = [&snapshot.chosen[..], &snapshot.kept[..]].concat();
+        wanted.sort_unstable();
+        let is_wanted = |address: &SocketAddr| wanted.binary_search(address).is_ok();
         let missing: Vec<SocketAddr> = wanted
             .iter()
             .filter(|address| !known.is_some_and(|port| port.backends.contains_key(address)))
@@ -402,13 +399,19 @@ impl Planner {
             None => self.service_ids.take()?,
         };
         // Everything that can be refused is taken first.
-        let mut ids: BTreeMap<SocketAddr, u32> = known
-            .map(|port| port.backends.iter().map(|(a, b)| (*a, b.id)).collect())
-            .unwrap_or_default();
+        let mut ids = Sorted::default();
+        ids.reserve(missing.len() + known.map_or(0, |port| port.backends.len()));
+        for (address, backend) in known.into_iter().flat_map(|port| port.backends.iter()) {
+            ids.insert(*address, backend.id);
+        }
         for address in &missing {
             ids.insert(*address, self.backend_ids.take()?);
         }
-        let slots: Vec<u32> = snapshot.chosen.iter().map(|address| ids[address]).collect();
+        let slots: Vec<u32> = snapshot
+            .chosen
+            .iter()
+            .filter_map(|address| ids.get(address).copied())
+            .collect();
         let unchanged = known.is_some_and(|port| {
             port.slots == slots
                 && (port.word.count() as usize == slots.len())
@@ -420,8 +423,8 @@ impl Planner {
             match self.runs.take(Run::order_for(slots.len())) {
                 Ok(run) => Some(run),
                 Err(full) => {
-                    for address in &missing {
-                        self.backend_ids.give_back(ids[address]);
+                    for id in missing.iter().filter_map(|address| ids.get(address)) {
+                        self.backend_ids.give_back(*id);
                     }
                     if is_new {
                         self.service_ids.give_back(id);
@@ -447,9 +450,9 @@ impl Planner {
         }
         // A backend whose flags change is written again where it is, also if that is all that is left to
         // do for it: clients with affinity go by them.
-        for (address, backend_id) in &ids {
+        for (address, backend_id) in ids.iter() {
             let written = known.and_then(|port| port.backends.get(address));
-            let flags = if wanted.contains(address) {
+            let flags = if is_wanted(address) {
                 backends::flags_of(snapshot, address)
             } else {
                 written.map_or(0, |backend| backend.flags & !Backend::CHOSEN)
@@ -467,7 +470,7 @@ impl Planner {
         let falls_out = known.is_some_and(|port| {
             port.backends
                 .iter()
-                .any(|(address, backend)| !wanted.contains(address) && backend.disused.is_none())
+                .any(|(address, backend)| !is_wanted(address) && backend.disused.is_none())
         });
         let affinity = affinity::of(&key, snapshot.affinity_timeout_secs);
         let is_as_it_was =
@@ -527,12 +530,12 @@ impl Planner {
         if let Some(port) = self.ports.get_mut(&key) {
             port.disused = None;
             for (address, backend) in port.backends.iter_mut() {
-                if wanted.contains(address) {
+                if is_wanted(address) {
                     backend.disused = None;
                 }
             }
         }
-        ids.retain(|address, _| wanted.contains(address));
+        ids.retain(|address, _| is_wanted(address));
         plan.targets
             .insert(Arc::clone(&key), Target { run, slots, wanted });
         Ok(List {

@@ -163,7 +163,7 @@ impl Planner {
         let word_changed = port.word != word;
         port.word = word;
         port.affinity = affinity;
-        let Some(target) = plan.targets.remove(key) else {
+        let Some(mut target) = plan.targets.remove(key) else {
             // Going out of use: the run is freed with the name.
             return;
         };
@@ -172,11 +172,11 @@ impl Planner {
                 self.runs.retire(self.epoch, run);
                 self.unfreed = true;
             }
-            port.slots = target.slots;
+            port.slots = std::mem::take(&mut target.slots);
         }
         port.backends.shrink();
         for (address, backend) in port.backends.iter_mut() {
-            if !target.wanted.contains(address) && backend.disused.is_none() {
+            if !target.wants(address) && backend.disused.is_none() {
                 backend.disused = Some(self.epoch);
                 self.disused.insert((self.epoch, Arc::clone(key)));
                 self.unfreed = true;

@@ -53,6 +53,10 @@ impl<K: Ord, V> Sorted<K, V> {
         self.0.retain(|(key, value)| keep(key, value));
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,7 +1,7 @@
 //! Services (`pkg/proxy/serviceport.go`, `pkg/proxy/util/utils.go`).
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
 };
@@ -11,7 +11,10 @@ use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Obje
 use proxy_common::abi::Protocol;
 
 use super::{Ingested, LABEL_PROXY_NAME, Problems, Reason, address, has_label, object_name};
-use crate::model::{Event, Family, HealthCheckPort, Service, ServicePort, TrafficPolicy};
+use crate::{
+    hash::HashSet,
+    model::{Event, Family, HealthCheckPort, Service, ServicePort, TrafficPolicy},
+};
 
 const KIND: &str = "Service";
 
@@ -291,9 +294,9 @@ fn source_ranges(texts: &[String], problems: &mut Problems) -> BTreeMap<Family, 
 /// A ServicePort is known by name *and* protocol (`ServicePortName` in `pkg/proxy/types.go`), so only
 /// a repetition of both is a duplicate.
 fn ports(ports: Vec<core::ServicePort>, problems: &mut Problems) -> Vec<ServicePort> {
-    let mut names: HashSet<(String, Protocol)> = HashSet::new();
-    let mut numbers: HashSet<(NonZeroU16, Protocol)> = HashSet::new();
-    let mut node_ports: HashSet<(NonZeroU16, Protocol)> = HashSet::new();
+    let mut names: HashSet<(String, Protocol)> = HashSet::default();
+    let mut numbers: HashSet<(NonZeroU16, Protocol)> = HashSet::default();
+    let mut node_ports: HashSet<(NonZeroU16, Protocol)> = HashSet::default();
     let mut kept = Vec::with_capacity(ports.len());
     for (i, port) in ports.into_iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{i}].{name}");

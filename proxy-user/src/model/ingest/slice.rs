@@ -1,6 +1,6 @@
 //! EndpointSlices (`pkg/proxy/endpointslicecache.go`).
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use k8s_openapi::{
     api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp,
@@ -11,7 +11,10 @@ use super::{
     ANNOTATION_TRIGGERED, Ingested, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, Problems,
     Reason, address, has_label, object_name,
 };
-use crate::model::{Endpoint, EndpointSlice, Event, Family, Hints, ObjectName, SlicePort};
+use crate::{
+    hash::HashSet,
+    model::{Endpoint, EndpointSlice, Event, Family, Hints, ObjectName, SlicePort},
+};
 
 const KIND: &str = "EndpointSlice";
 
@@ -84,7 +87,7 @@ fn family(address_type: &str, problems: &mut Problems) -> Option<Family> {
 /// A port without a name or a number ("all ports") is not for Services; kube-proxy passes over it.
 fn ports(ports: Vec<discovery::EndpointPort>, problems: &mut Problems) -> Vec<SlicePort> {
     let mut kept: Vec<SlicePort> = Vec::with_capacity(ports.len());
-    let mut seen: HashSet<(Arc<str>, Protocol)> = HashSet::new();
+    let mut seen: HashSet<(Arc<str>, Protocol)> = HashSet::default();
     for (i, port) in ports.into_iter().enumerate() {
         let (Some(name), Some(number)) = (port.name, port.port.filter(|number| *number != 0))
         else {
@@ -119,7 +122,7 @@ fn endpoints(
     problems: &mut Problems,
 ) -> Vec<Endpoint> {
     let mut kept = Vec::with_capacity(endpoints.len());
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::default();
     for (i, endpoint) in endpoints.into_iter().enumerate() {
         // The API allows more addresses but never gave the others a meaning (KEP-752).
         let Some(text) = endpoint.addresses.first() else {
