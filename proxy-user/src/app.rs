@@ -148,7 +148,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         what: "the socket on which the agent is asked",
         source,
     })?;
-    let auditing = Auditing::new(requests, config.audit_interval, Arc::clone(&view));
+    let auditing = Auditing::new(requests.audits, config.audit_interval, Arc::clone(&view));
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
@@ -167,6 +167,8 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         config,
         received,
         grace: None,
+        is_stuck: false,
+        asked: requests.states,
         auditing,
         redial: Redial::Idle(view),
         surfaces,
@@ -272,6 +274,10 @@ struct Agent {
     received: mpsc::Receiver<Event>,
     /// The grace period that is running.
     grace: Option<JoinHandle<Epoch>>,
+    /// Something could not be reclaimed: the next grace period can wait a while.
+    is_stuck: bool,
+    /// Who asks for the state.
+    asked: mpsc::Receiver<control::StateAsker>,
     auditing: Auditing,
     redial: Redial,
     surfaces: Surfaces,
@@ -335,17 +341,29 @@ impl Agent {
                             Err(_) => break,
                         }
                     }
-                    let outcome = self.sync();
+                    let outcome = self.sync_changes();
                     rested = Instant::now() + REST;
                     outcome
                 }
                 epoch = finished(&mut self.grace) => {
                     self.grace = None;
-                    self.syncer.passed(epoch)
+                    let outcome = self.syncer.passed(epoch);
+                    self.is_stuck = !outcome.report.failed.is_empty();
+                    outcome
                 }
                 () = self.redial.finished() => Outcome::default(),
                 () = self.packet.attached() => Outcome::default(),
-                _ = retry.tick(), if self.syncer.has_retries() => self.sync(),
+                _ = retry.tick(), if self.is_stuck || self.syncer.has_retries() => {
+                    self.is_stuck = false;
+                    self.sync()
+                }
+                Some(asker) = self.asked.recv() => {
+                    // It may have gone.
+                    let _told = asker.send(control::State {
+                        not_programmed: self.syncer.not_programmed(),
+                    });
+                    Outcome::default()
+                }
                 () = self.auditing.is_due(), if self.syncer.is_synced() => {
                     if let Some(audited) = self.auditing.go_on(&mut self.syncer) {
                         self.surfaces.audited(&audited);
@@ -365,6 +383,11 @@ impl Agent {
             log::warn!("{line}");
         }
         self.syncer.apply(event);
+    }
+
+    fn sync_changes(&mut self) -> Outcome {
+        self.surfaces.before_sync(&self.syncer);
+        self.syncer.sync_changes()
     }
 
     fn sync(&mut self) -> Outcome {
@@ -403,6 +426,7 @@ impl Agent {
             self.redial.start();
         }
         if self.grace.is_none()
+            && !self.is_stuck
             && let Some(epoch) = self.syncer.begin_grace()
         {
             self.grace = Some(tokio::task::spawn_blocking(move || {

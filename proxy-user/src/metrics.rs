@@ -21,6 +21,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use proxy_common::abi::map;
 
 use crate::{
     audit::Audited,
@@ -52,6 +53,8 @@ pub(crate) struct Metrics {
     livez: Family<Labels, Counter>,
     without_local: Family<Labels, Gauge>,
     not_programmed: Gauge,
+    without_room: Gauge,
+    refused: Family<Labels, Counter>,
     drift: Counter,
     last_audited: Seconds,
     entries: Family<Labels, Gauge>,
@@ -80,6 +83,8 @@ impl Metrics {
             livez: Family::default(),
             without_local: Family::default(),
             not_programmed: Gauge::default(),
+            without_room: Gauge::default(),
+            refused: Family::default(),
             drift: Counter::default(),
             last_audited: Seconds::default(),
             entries: Family::default(),
@@ -91,6 +96,15 @@ impl Metrics {
             let _zero = metrics.livez.get_or_create(&[("code", code)]);
         }
         metrics.set_without_local(WithoutLocal::default());
+        for map in [
+            map::FRONTENDS,
+            map::SERVICES,
+            map::BACKENDS,
+            map::SLOTS,
+            map::SOURCE_RANGES,
+        ] {
+            let _zero = metrics.refused.get_or_create(&[("map", label(map))]);
+        }
         metrics.registered()
     }
 
@@ -166,6 +180,16 @@ impl Metrics {
             "services_not_programmed",
             "Services whose last change is not in the maps, for want of room or by a failure; tried again",
             self.not_programmed.clone(),
+        );
+        ours.register(
+            "services_without_room",
+            "Those of them for which a map has no room",
+            self.without_room.clone(),
+        );
+        ours.register(
+            "services_refused",
+            "How often a Service was refused that was not before, by the map that had no room",
+            self.refused.clone(),
         );
         ours.register(
             "audit_drift",
@@ -250,9 +274,15 @@ impl Metrics {
         self.last_audited.set(now.as_duration().as_secs_f64());
     }
 
-    pub(crate) fn set_not_programmed(&self, services: usize) {
-        self.not_programmed
-            .set(i64::try_from(services).unwrap_or(i64::MAX));
+    /// How many Services wait, and how many of them for room.
+    pub(crate) fn set_not_programmed(&self, (services, without_room): (usize, usize)) {
+        let set = |gauge: &Gauge, count| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.not_programmed, services);
+        set(&self.without_room, without_room);
+    }
+
+    pub(crate) fn refused(&self, map: &'static str) {
+        self.refused.get_or_create(&[("map", label(map))]).inc();
     }
 
     pub(crate) fn set_maps(&self, used: Used, capacity: Capacity) {
@@ -261,6 +291,8 @@ impl Metrics {
             ("services", used.services, capacity.services),
             ("backends", used.backends, capacity.backends),
             ("slots", used.slots, capacity.slots),
+            ("source_ranges", used.source_ranges, capacity.source_ranges),
+            ("service_nets", used.service_nets, capacity.service_nets),
         ] {
             self.set_map(Filling {
                 map,
@@ -315,6 +347,19 @@ enum Shown {
     Gauge(Gauge),
     Counters(Family<Labels, Counter>),
     Gauges(Family<Labels, Gauge>),
+}
+
+/// `frontends` of KP_FRONTENDS.
+fn label(name: &'static str) -> &'static str {
+    match name {
+        map::FRONTENDS => "frontends",
+        map::SERVICES | map::NAMES => "services",
+        map::BACKENDS => "backends",
+        map::SLOTS => "slots",
+        map::SOURCE_RANGES => "source_ranges",
+        map::SERVICE_NETS => "service_nets",
+        other => other,
+    }
 }
 
 fn code(status: StatusCode) -> Labels {

@@ -4,15 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::abi::map;
 
-macro_rules! larger {
-    ($flag:literal) => {
-        concat!(
-            "for more, run `kube-portal cleanup` and start the agent with a larger ",
-            $flag
-        )
-    };
-}
-
 /// There is no room left in a map; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the map {map} is full: {needed} more needed, {used} of {capacity} used")]
@@ -26,12 +17,20 @@ pub struct Full {
 impl Full {
     /// What makes room.
     pub fn remedy(&self) -> &'static str {
-        match self.map {
-            map::FRONTENDS => larger!("--max-frontends"),
-            map::SERVICES => larger!("--max-services"),
-            map::SOURCE_RANGES => "write fewer and wider loadBalancerSourceRanges",
-            _ => larger!("--max-backends"),
+        remedy(self.map)
+    }
+}
+
+/// What makes room in a map.
+pub fn remedy(map: &str) -> &'static str {
+    match map {
+        map::FRONTENDS => "start the agent with a larger --max-frontends",
+        map::SERVICES | map::NAMES => "start the agent with a larger --max-services",
+        map::SOURCE_RANGES => {
+            "write fewer and wider loadBalancerSourceRanges, or start the agent with a larger --max-source-ranges"
         }
+        map::SERVICE_NETS => "write fewer and wider ServiceCIDRs",
+        _ => "start the agent with a larger --max-backends",
     }
 }
 
