@@ -25,7 +25,7 @@ use crate::{
     loader::{
         self, Claim, Cleaned, Features, Fixed, Loaded, Mechanism, PinError, Pins, Sizes, TcAttach,
     },
-    maps::{Capacity, MapStore as _, bpf::BpfStore},
+    maps::{MapStore as _, bpf::BpfStore},
     memory,
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
@@ -108,20 +108,16 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         log::log!(level, "{line}");
     }
     log::info!(
-        "node {}: cgroup {}, pins {}, about {} MiB of maps, refusal by {}",
+        "node {}: cgroup {}, pins {}, refusal by {}",
         config.node_name,
         config.cgroup_root.display(),
         pins.directory().display(),
-        config.sizes.memory_bytes() >> 20,
         if features.set_retval {
             "bpf_set_retval"
         } else {
             "a port where nobody listens (no bpf_set_retval before Linux 5.18)"
         }
     );
-    for line in kept_sizes(&config.sizes, &store.capacity()) {
-        log::warn!("{line}");
-    }
     if !Path::new(KERNEL_BTF).exists() {
         log::info!("this kernel has no BTF ({KERNEL_BTF}); nothing is off, as no program needs it");
     }
@@ -195,24 +191,6 @@ async fn reconfigured(file: Option<ConfigFile>) -> ConfigError {
         Some(file) => config::changed(file).await,
         None => std::future::pending().await,
     }
-}
-
-/// Maps that are adopted have the size they were made with, whatever the flags say now.
-fn kept_sizes(sizes: &Sizes, capacity: &Capacity) -> Vec<String> {
-    [
-        ("--max-frontends", sizes.frontends, capacity.frontends),
-        ("--max-services", sizes.services, capacity.services),
-        ("--max-backends", sizes.backends, capacity.backends),
-    ]
-    .into_iter()
-    .filter(|(_, asked, there)| asked != there)
-    .map(|(flag, asked, there)| {
-        format!(
-            "{flag} {asked} has no effect: the maps of the earlier agent are kept, with room for \
-             {there}; to change it run `kube-portal cleanup` before"
-        )
-    })
-    .collect()
 }
 
 fn signal_error(source: std::io::Error) -> CliError {
@@ -460,6 +438,7 @@ impl Packet {
             flows(swept.flows),
             flows(swept.half_open),
             expiry::Affinity::new(swept.affinity, timeouts),
+            (swept.sockets, swept.udp_flows),
             surfaces.fillings(),
         ));
         let keeper =
@@ -488,13 +467,13 @@ impl Packet {
     }
 }
 
-/// What went of agents of other versions.
+/// What went of earlier agents.
 fn told(retired: Result<Cleaned, PinError>) {
     match retired {
         Ok(Cleaned { removed, kept }) => {
             if let Some(first) = removed.first() {
                 log::info!(
-                    "removed {} pins of another version of kube-portal, such as {}",
+                    "removed {} pins that an earlier agent used, such as {}",
                     removed.len(),
                     first.path.display()
                 );
@@ -507,7 +486,7 @@ fn told(retired: Result<Cleaned, PinError>) {
             }
         }
         Err(error) => log::warn!(
-            "what another version of kube-portal left can't be removed: {error}; `kube-portal cleanup` removes all"
+            "what an earlier agent left can't be removed: {error}; `kube-portal cleanup` removes all"
         ),
     }
 }

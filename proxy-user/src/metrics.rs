@@ -16,7 +16,7 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::{ConstGauge, Gauge},
+        gauge::Gauge,
         histogram::{Histogram, exponential_buckets, linear_buckets},
     },
     registry::Registry,
@@ -203,7 +203,7 @@ impl Metrics {
         );
         ours.register(
             "map_entries",
-            "Entries in use, those that wait for readers included; of flows and affinity, when they were last swept",
+            "Entries in use, those that wait for readers included; of what the programs write, when it was last swept",
             self.entries.clone(),
         );
         ours.register(
@@ -401,22 +401,6 @@ impl Collector for Kernel {
                 }
             }
             Err(error) => log::debug!("metrics: {error}"),
-        }
-        let (used, capacity) = store.socket_use();
-        for (name, help, value) in [
-            (
-                "sockets",
-                "Translated sockets that are remembered",
-                used as f64,
-            ),
-            (
-                "sockets_capacity",
-                "Sockets there is room for",
-                f64::from(capacity),
-            ),
-        ] {
-            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            ConstGauge::new(value).encode(encoder)?;
         }
         Ok(())
     }

@@ -275,9 +275,10 @@ fn unreadable(map: &'static str) -> impl Fn(MapError) -> StoreError {
 
 fn map_error(map: &'static str, capacity: u32) -> impl Fn(MapError) -> StoreError {
     move |source| {
-        let errno = match &source {
-            MapError::SyscallError(error) => error.io_error.raw_os_error(),
-            _ => None,
+        let errno = if let MapError::SyscallError(error) = &source {
+            error.io_error.raw_os_error()
+        } else {
+            None
         };
         match errno {
             Some(E2BIG | ENOSPC) => StoreError::Full { map, capacity },
