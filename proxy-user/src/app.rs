@@ -25,7 +25,7 @@ use crate::{
     loader::{
         self, Claim, Cleaned, Features, Fixed, Loaded, Mechanism, PinError, Pins, Sizes, TcAttach,
     },
-    maps::{Capacity, MapStore as _, bpf::BpfStore},
+    maps::{MapStore as _, bpf::BpfStore},
     memory,
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
@@ -108,20 +108,16 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         log::log!(level, "{line}");
     }
     log::info!(
-        "node {}: cgroup {}, pins {}, about {} MiB of maps, refusal by {}",
+        "node {}: cgroup {}, pins {}, refusal by {}",
         config.node_name,
         config.cgroup_root.display(),
         pins.directory().display(),
-        config.sizes.memory_bytes() >> 20,
         if features.set_retval {
             "bpf_set_retval"
         } else {
             "a port where nobody listens (no bpf_set_retval before Linux 5.18)"
         }
     );
-    for line in kept_sizes(&config.sizes, &store.capacity()) {
-        log::warn!("{line}");
-    }
     if !Path::new(KERNEL_BTF).exists() {
         log::info!("this kernel has no BTF ({KERNEL_BTF}); nothing is off, as no program needs it");
     }
@@ -148,7 +144,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         what: "the socket on which the agent is asked",
         source,
     })?;
-    let auditing = Auditing::new(requests, config.audit_interval, Arc::clone(&view));
+    let auditing = Auditing::new(requests.audits, config.audit_interval, Arc::clone(&view));
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
         syncer: Syncer::new(model, planner, store),
@@ -167,6 +163,8 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         config,
         received,
         grace: None,
+        is_stuck: false,
+        asked: requests.states,
         auditing,
         redial: Redial::Idle(view),
         surfaces,
@@ -193,24 +191,6 @@ async fn reconfigured(file: Option<ConfigFile>) -> ConfigError {
         Some(file) => config::changed(file).await,
         None => std::future::pending().await,
     }
-}
-
-/// Maps that are adopted have the size they were made with, whatever the flags say now.
-fn kept_sizes(sizes: &Sizes, capacity: &Capacity) -> Vec<String> {
-    [
-        ("--max-frontends", sizes.frontends, capacity.frontends),
-        ("--max-services", sizes.services, capacity.services),
-        ("--max-backends", sizes.backends, capacity.backends),
-    ]
-    .into_iter()
-    .filter(|(_, asked, there)| asked != there)
-    .map(|(flag, asked, there)| {
-        format!(
-            "{flag} {asked} has no effect: the maps of the earlier agent are kept, with room for \
-             {there}; to change it run `kube-portal cleanup` before"
-        )
-    })
-    .collect()
 }
 
 fn signal_error(source: std::io::Error) -> CliError {
@@ -272,6 +252,10 @@ struct Agent {
     received: mpsc::Receiver<Event>,
     /// The grace period that is running.
     grace: Option<JoinHandle<Epoch>>,
+    /// Something could not be reclaimed: the next grace period can wait a while.
+    is_stuck: bool,
+    /// Who asks for the state.
+    asked: mpsc::Receiver<control::StateAsker>,
     auditing: Auditing,
     redial: Redial,
     surfaces: Surfaces,
@@ -335,17 +319,29 @@ impl Agent {
                             Err(_) => break,
                         }
                     }
-                    let outcome = self.sync();
+                    let outcome = self.sync_changes();
                     rested = Instant::now() + REST;
                     outcome
                 }
                 epoch = finished(&mut self.grace) => {
                     self.grace = None;
-                    self.syncer.passed(epoch)
+                    let outcome = self.syncer.passed(epoch);
+                    self.is_stuck = !outcome.report.failed.is_empty();
+                    outcome
                 }
                 () = self.redial.finished() => Outcome::default(),
                 () = self.packet.attached() => Outcome::default(),
-                _ = retry.tick(), if self.syncer.has_retries() => self.sync(),
+                _ = retry.tick(), if self.is_stuck || self.syncer.has_retries() => {
+                    self.is_stuck = false;
+                    self.sync()
+                }
+                Some(asker) = self.asked.recv() => {
+                    // It may have gone.
+                    let _told = asker.send(control::State {
+                        not_programmed: self.syncer.not_programmed(),
+                    });
+                    Outcome::default()
+                }
                 () = self.auditing.is_due(), if self.syncer.is_synced() => {
                     if let Some(audited) = self.auditing.go_on(&mut self.syncer) {
                         self.surfaces.audited(&audited);
@@ -365,6 +361,11 @@ impl Agent {
             log::warn!("{line}");
         }
         self.syncer.apply(event);
+    }
+
+    fn sync_changes(&mut self) -> Outcome {
+        self.surfaces.before_sync(&self.syncer);
+        self.syncer.sync_changes()
     }
 
     fn sync(&mut self) -> Outcome {
@@ -403,6 +404,7 @@ impl Agent {
             self.redial.start();
         }
         if self.grace.is_none()
+            && !self.is_stuck
             && let Some(epoch) = self.syncer.begin_grace()
         {
             self.grace = Some(tokio::task::spawn_blocking(move || {
@@ -436,6 +438,7 @@ impl Packet {
             flows(swept.flows),
             flows(swept.half_open),
             expiry::Affinity::new(swept.affinity, timeouts),
+            (swept.sockets, swept.udp_flows),
             surfaces.fillings(),
         ));
         let keeper =
@@ -464,13 +467,13 @@ impl Packet {
     }
 }
 
-/// What went of agents of other versions.
+/// What went of earlier agents.
 fn told(retired: Result<Cleaned, PinError>) {
     match retired {
         Ok(Cleaned { removed, kept }) => {
             if let Some(first) = removed.first() {
                 log::info!(
-                    "removed {} pins of another version of kube-portal, such as {}",
+                    "removed {} pins that an earlier agent used, such as {}",
                     removed.len(),
                     first.path.display()
                 );
@@ -483,7 +486,7 @@ fn told(retired: Result<Cleaned, PinError>) {
             }
         }
         Err(error) => log::warn!(
-            "what another version of kube-portal left can't be removed: {error}; `kube-portal cleanup` removes all"
+            "what an earlier agent left can't be removed: {error}; `kube-portal cleanup` removes all"
         ),
     }
 }

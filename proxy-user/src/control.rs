@@ -22,10 +22,13 @@ use tokio::{
     time::timeout,
 };
 
-use crate::audit::Audited;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// The only request there is.
-const VERIFY: &[u8] = b"verify\n";
+use crate::{audit::Audited, waiting::NotProgrammed};
+
+/// What may be asked; all are of one length.
+const VERIFY: &[u8; 7] = b"verify\n";
+const STATE: &[u8; 7] = b"state?\n";
 /// A request is said at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is asked takes no longer.
@@ -35,6 +38,29 @@ const QUEUE: usize = 4;
 
 /// Somebody waits for an audit.
 pub type Asker = oneshot::Sender<Audited>;
+/// Somebody waits for the state.
+pub type StateAsker = oneshot::Sender<State>;
+
+/// What only the agent knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Services whose last change is not in the maps.
+    #[serde(default)]
+    pub not_programmed: Vec<NotProgrammed>,
+}
+
+/// Where requests come out.
+#[derive(Debug)]
+pub struct Requests {
+    pub audits: mpsc::Receiver<Asker>,
+    pub states: mpsc::Receiver<StateAsker>,
+}
+
+#[derive(Clone, Debug)]
+struct Queues {
+    audits: mpsc::Sender<Asker>,
+    states: mpsc::Sender<StateAsker>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -56,23 +82,27 @@ fn address(pins: &Path) -> io::Result<std_unix::SocketAddr> {
 ///
 /// # Errors
 /// The socket can't be had.
-pub fn listen(pins: &Path) -> io::Result<mpsc::Receiver<Asker>> {
+pub fn listen(pins: &Path) -> io::Result<Requests> {
     let listener = std_unix::UnixListener::bind_addr(&address(pins)?)?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let (requests, received) = mpsc::channel(QUEUE);
-    tokio::spawn(serve(listener, requests));
-    Ok(received)
+    let (audits, asked_audits) = mpsc::channel(QUEUE);
+    let (states, asked_states) = mpsc::channel(QUEUE);
+    tokio::spawn(serve(listener, Queues { audits, states }));
+    Ok(Requests {
+        audits: asked_audits,
+        states: asked_states,
+    })
 }
 
-async fn serve(listener: UnixListener, requests: mpsc::Sender<Asker>) {
+async fn serve(listener: UnixListener, queues: Queues) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let requests = requests.clone();
+                let queues = queues.clone();
                 tokio::spawn(async move {
                     // Whoever breaks off gets no answer.
-                    let _ended = answer(stream, &requests).await;
+                    let _ended = answer(stream, &queues).await;
                 });
             }
             // No descriptor is left.
@@ -81,21 +111,30 @@ async fn serve(listener: UnixListener, requests: mpsc::Sender<Asker>) {
     }
 }
 
-async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asker>) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, queues: &Queues) -> io::Result<()> {
     if stream.peer_cred()?.uid() != 0 {
         return Ok(());
     }
     let mut request = [0; VERIFY.len()];
     timeout(REQUEST_TIMEOUT, stream.read_exact(&mut request)).await??;
-    if request != VERIFY {
+    match &request {
+        VERIFY => pass_on(stream, &queues.audits).await,
+        STATE => pass_on(stream, &queues.states).await,
+        _ => Ok(()),
+    }
+}
+
+/// Has the loop answer.
+async fn pass_on<T: Serialize>(
+    mut stream: UnixStream,
+    queue: &mpsc::Sender<oneshot::Sender<T>>,
+) -> io::Result<()> {
+    let (asker, answered) = oneshot::channel();
+    if queue.send(asker).await.is_err() {
         return Ok(());
     }
-    let (asker, audited) = oneshot::channel();
-    if requests.send(asker).await.is_err() {
-        return Ok(());
-    }
-    if let Ok(audited) = audited.await {
-        stream.write_all(&serde_json::to_vec(&audited)?).await?;
+    if let Ok(answer) = answered.await {
+        stream.write_all(&serde_json::to_vec(&answer)?).await?;
     }
     Ok(())
 }
@@ -105,10 +144,22 @@ async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asker>) -> io::R
 /// # Errors
 /// There is no agent, or it doesn't answer.
 pub fn verify(pins: &Path) -> Result<Audited, ControlError> {
+    request(pins, VERIFY)
+}
+
+/// What only the agent knows.
+///
+/// # Errors
+/// There is no agent, or it doesn't answer.
+pub fn state(pins: &Path) -> Result<State, ControlError> {
+    request(pins, STATE)
+}
+
+fn request<T: DeserializeOwned>(pins: &Path, request: &[u8]) -> Result<T, ControlError> {
     let stream = address(pins)
         .and_then(|address| std_unix::UnixStream::connect_addr(&address))
         .map_err(|_| ControlError::NoAgent(pins.to_owned()))?;
-    let answer = ask(stream, VERIFY).map_err(ControlError::Broken)?;
+    let answer = ask(stream, request).map_err(ControlError::Broken)?;
     if answer.is_empty() {
         return Err(ControlError::Broken(io::ErrorKind::UnexpectedEof.into()));
     }

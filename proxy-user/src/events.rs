@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use tokio::sync::mpsc;
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use kube::{
+    Api,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::model::{HealthCheck, ObjectName};
 
@@ -53,25 +56,62 @@ impl Notice {
         check: &HealthCheck,
         reasons: &str,
     ) -> Self {
-        let mut note = format!(
+        let note = format!(
             "node {node} failed to start healthcheck \"{service}\" on port {}: {reasons}",
             check.port
         );
+        let mut notice = Self::warning(service, "FailedToStartServiceHealthcheck", "Listen", note);
+        notice.about.uid = Some(check.uid.to_string()).filter(|uid| !uid.is_empty());
+        notice
+    }
+
+    /// A map has no room for a Service's last change.
+    pub(crate) fn no_room(node: &str, service: &ObjectName, reason: &str) -> Self {
+        Self::warning(
+            service,
+            "MapFull",
+            "Program",
+            format!("node {node}: {reason}"),
+        )
+    }
+
+    fn warning(
+        service: &ObjectName,
+        reason: &'static str,
+        action: &'static str,
+        mut note: String,
+    ) -> Self {
         note.truncate(note.floor_char_boundary(NOTE_LIMIT));
         Self {
             type_: EventType::Warning,
-            reason: "FailedToStartServiceHealthcheck",
-            action: "Listen",
+            reason,
+            action,
             note,
             about: ObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some("Service".into()),
                 namespace: Some(service.namespace.to_string()),
                 name: Some(service.name.to_string()),
-                uid: Some(check.uid.to_string()).filter(|uid| !uid.is_empty()),
                 ..ObjectReference::default()
             },
         }
+    }
+}
+
+/// By its uid `kubectl describe` finds the Events of a Service. The model keeps it only where it is needed
+/// often, so the API is asked for it.
+async fn find_uid(client: &kube::Client, about: &mut ObjectReference) {
+    let (Some("Service"), Some(namespace), Some(name), None) = (
+        about.kind.as_deref(),
+        &about.namespace,
+        &about.name,
+        &about.uid,
+    ) else {
+        return;
+    };
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    if let Ok(Ok(service)) = timeout(TIMEOUT, services.get_metadata(name)).await {
+        about.uid = service.metadata.uid;
     }
 }
 
@@ -99,9 +139,10 @@ async fn publish(client: kube::Client, node_name: String, mut notices: mpsc::Rec
         controller: "kube-portal".into(),
         instance: Some(node_name),
     };
-    let recorder = Recorder::new(client, reporter);
+    let recorder = Recorder::new(client.clone(), reporter);
     let mut told = false;
-    while let Some(notice) = notices.recv().await {
+    while let Some(mut notice) = notices.recv().await {
+        find_uid(&client, &mut notice.about).await;
         let event = Event {
             type_: notice.type_,
             reason: notice.reason.into(),
@@ -109,7 +150,7 @@ async fn publish(client: kube::Client, node_name: String, mut notices: mpsc::Rec
             note: Some(notice.note),
             secondary: None,
         };
-        let published = tokio::time::timeout(TIMEOUT, recorder.publish(&event, &notice.about));
+        let published = timeout(TIMEOUT, recorder.publish(&event, &notice.about));
         let reason = match published.await {
             Ok(Ok(())) => {
                 told = false;

@@ -15,7 +15,7 @@ use proxy_common::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    loader::{AffinityMap, FlowMap, Position},
+    loader::{AffinityMap, FlowMap, Position, SocketMap, UdpFlowMap},
     maps::bpf::BpfStore,
 };
 
@@ -78,6 +78,32 @@ impl Affinity {
     }
 }
 
+/// Goes when the socket is closed: it is only counted.
+impl Expiring for SocketMap {
+    fn capacity(&self) -> u32 {
+        self.capacity()
+    }
+
+    fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>> {
+        let (entries, next) = self.batch(from, SLICE)?;
+        swept.seen += entries.len();
+        Ok(next)
+    }
+}
+
+/// The least recently used go when others come: it is only counted.
+impl Expiring for UdpFlowMap {
+    fn capacity(&self) -> u32 {
+        self.capacity()
+    }
+
+    fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>> {
+        let (entries, next) = self.batch(from, SLICE)?;
+        swept.seen += entries.len();
+        Ok(next)
+    }
+}
+
 /// For how long clients keep their backends, by Service port, and since when that is known.
 #[derive(Debug, Default)]
 struct Known {
@@ -101,14 +127,17 @@ pub async fn run(
     mut flows: Flows,
     mut half_open: Flows,
     mut affinity: Affinity,
+    (mut sockets, mut udp_flows): (SocketMap, UdpFlowMap),
     tell: impl Fn(Filling),
 ) {
-    let mut failed = [false; 3];
+    let mut failed = [false; 5];
     loop {
         let begun = Instant::now();
         sweep_and_tell("flows", &mut flows, &mut failed[0], &tell).await;
         sweep_and_tell("half_open", &mut half_open, &mut failed[1], &tell).await;
         sweep_and_tell("affinity", &mut affinity, &mut failed[2], &tell).await;
+        sweep_and_tell("sockets", &mut sockets, &mut failed[3], &tell).await;
+        sweep_and_tell("udp_flows", &mut udp_flows, &mut failed[4], &tell).await;
         tokio::time::sleep(INTERVAL.saturating_sub(begun.elapsed())).await;
     }
 }

@@ -26,4 +26,5 @@ mod server;
 pub mod status;
 pub mod surfaces;
 pub mod sync;
+pub mod waiting;
 pub mod watch;

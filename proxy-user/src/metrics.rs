@@ -16,11 +16,12 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::{ConstGauge, Gauge},
+        gauge::Gauge,
         histogram::{Histogram, exponential_buckets, linear_buckets},
     },
     registry::Registry,
 };
+use proxy_common::abi::map;
 
 use crate::{
     audit::Audited,
@@ -52,6 +53,8 @@ pub(crate) struct Metrics {
     livez: Family<Labels, Counter>,
     without_local: Family<Labels, Gauge>,
     not_programmed: Gauge,
+    without_room: Gauge,
+    refused: Family<Labels, Counter>,
     drift: Counter,
     last_audited: Seconds,
     entries: Family<Labels, Gauge>,
@@ -80,6 +83,8 @@ impl Metrics {
             livez: Family::default(),
             without_local: Family::default(),
             not_programmed: Gauge::default(),
+            without_room: Gauge::default(),
+            refused: Family::default(),
             drift: Counter::default(),
             last_audited: Seconds::default(),
             entries: Family::default(),
@@ -91,6 +96,15 @@ impl Metrics {
             let _zero = metrics.livez.get_or_create(&[("code", code)]);
         }
         metrics.set_without_local(WithoutLocal::default());
+        for map in [
+            map::FRONTENDS,
+            map::SERVICES,
+            map::BACKENDS,
+            map::SLOTS,
+            map::SOURCE_RANGES,
+        ] {
+            let _zero = metrics.refused.get_or_create(&[("map", label(map))]);
+        }
         metrics.registered()
     }
 
@@ -168,6 +182,16 @@ impl Metrics {
             self.not_programmed.clone(),
         );
         ours.register(
+            "services_without_room",
+            "Those of them for which a map has no room",
+            self.without_room.clone(),
+        );
+        ours.register(
+            "services_refused",
+            "How often a Service was refused that was not before, by the map that had no room",
+            self.refused.clone(),
+        );
+        ours.register(
             "audit_drift",
             "Map entries that an audit found changed by somebody else, and wrote again or removed",
             self.drift.clone(),
@@ -179,7 +203,7 @@ impl Metrics {
         );
         ours.register(
             "map_entries",
-            "Entries in use, those that wait for readers included; of flows and affinity, when they were last swept",
+            "Entries in use, those that wait for readers included; of what the programs write, when it was last swept",
             self.entries.clone(),
         );
         ours.register(
@@ -250,9 +274,15 @@ impl Metrics {
         self.last_audited.set(now.as_duration().as_secs_f64());
     }
 
-    pub(crate) fn set_not_programmed(&self, services: usize) {
-        self.not_programmed
-            .set(i64::try_from(services).unwrap_or(i64::MAX));
+    /// How many Services wait, and how many of them for room.
+    pub(crate) fn set_not_programmed(&self, (services, without_room): (usize, usize)) {
+        let set = |gauge: &Gauge, count| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.not_programmed, services);
+        set(&self.without_room, without_room);
+    }
+
+    pub(crate) fn refused(&self, map: &'static str) {
+        self.refused.get_or_create(&[("map", label(map))]).inc();
     }
 
     pub(crate) fn set_maps(&self, used: Used, capacity: Capacity) {
@@ -261,6 +291,8 @@ impl Metrics {
             ("services", used.services, capacity.services),
             ("backends", used.backends, capacity.backends),
             ("slots", used.slots, capacity.slots),
+            ("source_ranges", used.source_ranges, capacity.source_ranges),
+            ("service_nets", used.service_nets, capacity.service_nets),
         ] {
             self.set_map(Filling {
                 map,
@@ -317,6 +349,19 @@ enum Shown {
     Gauges(Family<Labels, Gauge>),
 }
 
+/// `frontends` of KP_FRONTENDS.
+fn label(name: &'static str) -> &'static str {
+    match name {
+        map::FRONTENDS => "frontends",
+        map::SERVICES | map::NAMES => "services",
+        map::BACKENDS => "backends",
+        map::SLOTS => "slots",
+        map::SOURCE_RANGES => "source_ranges",
+        map::SERVICE_NETS => "service_nets",
+        other => other,
+    }
+}
+
 fn code(status: StatusCode) -> Labels {
     let code = if status == StatusCode::OK {
         "200"
@@ -356,22 +401,6 @@ impl Collector for Kernel {
                 }
             }
             Err(error) => log::debug!("metrics: {error}"),
-        }
-        let (used, capacity) = store.socket_use();
-        for (name, help, value) in [
-            (
-                "sockets",
-                "Translated sockets that are remembered",
-                used as f64,
-            ),
-            (
-                "sockets_capacity",
-                "Sockets there is room for",
-                f64::from(capacity),
-            ),
-        ] {
-            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            ConstGauge::new(value).encode(encoder)?;
         }
         Ok(())
     }

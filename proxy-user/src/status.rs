@@ -14,6 +14,7 @@ use proxy_common::abi::{
 use serde::Serialize;
 
 use crate::{
+    control::State,
     loader::{Hook, OnDevice},
     maps::{Capacity, Observed},
     plan::address_of,
@@ -22,6 +23,9 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub struct Status {
     pub abi_version: u32,
+    /// What a running agent says; absent if none runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<State>,
     /// Programs whose link is pinned: they translate, agent or not.
     pub programs: Vec<String>,
     /// Devices that run the packet path.
@@ -194,6 +198,7 @@ impl Status {
         let slots = observed.slots.values().map(Vec::len).sum();
         Self {
             abi_version: ABI_VERSION,
+            agent: None,
             programs,
             devices: Vec::new(),
             frontends,
@@ -261,7 +266,11 @@ impl Status {
         self.maps.insert("affinity", map_use(clients, capacity));
     }
 
-    /// Three tables, and one of devices if there are any. `width` columns, if a terminal is watching.
+    pub fn set_agent(&mut self, state: State) {
+        self.agent = Some(state);
+    }
+
+    /// What the maps lack, with what to do about it; then three tables, and one of devices if there are any. `width` columns, if a terminal is watching.
     pub fn to_table(&self, width: Option<u16>) -> String {
         let mut out = String::new();
         let programs = match self.programs.len() {
@@ -269,6 +278,16 @@ impl Status {
             _ => self.programs.join(" "),
         };
         let _string_is_infallible = writeln!(out, "programs attached: {programs}\n");
+        let lacking = self.agent.iter().flat_map(|agent| &agent.not_programmed);
+        let lines: Vec<String> = lacking.map(|service| service.reason.clone()).collect();
+        if !lines.is_empty() {
+            let _string_is_infallible = writeln!(
+                out,
+                "NOT IN THE MAPS ({} Services):\n{}\n",
+                lines.len(),
+                lines.join("\n")
+            );
+        }
         if !self.devices.is_empty() {
             let mut table = new_table(width, &["DEVICE", "INDEX", "INGRESS", "EGRESS"]);
             for device in &self.devices {

@@ -48,6 +48,9 @@ pub struct SurfacesConfig {
 pub(crate) struct Surfaces {
     health: Arc<Mutex<ProxyHealth>>,
     metrics: Arc<Metrics>,
+    /// With an API server.
+    events: Option<Events>,
+    node_name: String,
     checks: mpsc::UnboundedSender<Told>,
     /// With an API server, a Node that isn't there is not eligible.
     needs_node: bool,
@@ -93,11 +96,13 @@ impl Surfaces {
             told,
             node_name.to_owned(),
             proxy_is_healthy,
-            events,
+            events.clone(),
         ));
         Ok(Self {
             health,
             metrics,
+            events,
+            node_name: node_name.to_owned(),
             checks,
             needs_node,
             knows_node: !needs_node,
@@ -162,7 +167,7 @@ impl Surfaces {
         // node out of every load balancer. A map that can't be written is everybody's.
         let failed = |family: &Family| {
             let mut failed = outcome.report.failed.iter();
-            failed.any(|failed| failed.key.family == *family)
+            failed.any(|failed| failed.key.family == *family && !failed.error.is_full())
         };
         {
             let mut health = lock(&self.health);
@@ -180,6 +185,15 @@ impl Surfaces {
         }
         self.metrics.set_without_local(outcome.without_local);
         self.metrics.set_not_programmed(syncer.waiting());
+        for (service, trouble) in &outcome.began_to_wait {
+            let Some(full) = trouble.full else {
+                continue;
+            };
+            self.metrics.refused(full);
+            if let Some(events) = &self.events {
+                events.tell(Notice::no_room(&self.node_name, service, &trouble.reason));
+            }
+        }
         self.metrics
             .set_maps(syncer.planner().used(), syncer.store().capacity());
         for (service, check) in outcome.health_checks.drain(..) {

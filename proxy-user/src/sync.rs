@@ -1,6 +1,6 @@
 //! The only loop: events into the model, changes into a plan, the plan into the maps.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -8,12 +8,15 @@ use crate::{
     audit::{Audit, Audited},
     hash::HashMap,
     maps::MapStore,
-    model::{Event, HealthCheck, LocalState, Model, ObjectName, WithoutLocal},
+    model::{Event, HealthCheck, LocalState, Model, ObjectName, PortKey, WithoutLocal},
     plan::{Change, Done, Epoch, Failed, Planner, Refused, Report, carry_out, execute},
+    waiting::{NotProgrammed, Trouble, Waiting},
 };
 
 /// Services in one plan at most, where they concern no others.
 const AT_ONCE: usize = 256;
+/// Services that are tried again when something was reclaimed: there may be thousands that find no room.
+const TRIED_AGAIN: usize = 256;
 
 /// Model, planner and maps of one node. No I/O but the maps', no clock, no tasks.
 #[derive(Debug)]
@@ -22,9 +25,9 @@ pub struct Syncer<S> {
     planner: Planner,
     store: S,
     /// Services whose last plan was not carried out whole.
-    retry: BTreeSet<ObjectName>,
-    /// What is wrong since an earlier sync, and has been said.
-    said: BTreeSet<String>,
+    waiting: Waiting,
+    /// What could not be reclaimed, and has been said.
+    unreclaimed: BTreeSet<Arc<PortKey>>,
     synced: bool,
     /// Of Services that have something to say of this node.
     local: HashMap<ObjectName, LocalState>,
@@ -38,6 +41,8 @@ pub struct Outcome {
     pub touched: usize,
     pub report: Report,
     pub refused: Vec<Refused>,
+    /// Services that have begun to wait.
+    pub began_to_wait: Vec<(ObjectName, Trouble)>,
     /// Backends of UDP ports came or went: sockets may have to be dialled again.
     pub udp_moved: bool,
     /// This was the first sync.
@@ -58,8 +63,8 @@ impl<S: MapStore> Syncer<S> {
             model,
             planner,
             store,
-            retry: BTreeSet::new(),
-            said: BTreeSet::new(),
+            waiting: Waiting::default(),
+            unreclaimed: BTreeSet::new(),
             synced: false,
             local: HashMap::default(),
             without_local: WithoutLocal::default(),
@@ -92,21 +97,37 @@ impl<S: MapStore> Syncer<S> {
     }
 
     pub fn has_retries(&self) -> bool {
-        !self.retry.is_empty()
+        !self.waiting.is_empty()
     }
 
-    /// Services whose last plan was not carried out whole.
-    pub fn waiting(&self) -> usize {
-        self.retry.len()
+    /// How many Services' last plan was not carried out whole, and of how many of them for want of room.
+    pub fn waiting(&self) -> (usize, usize) {
+        self.waiting.counts()
     }
 
-    /// Writes what has changed. Before both kinds have been listed, nothing at all.
+    /// Which they are, and why.
+    pub fn not_programmed(&self) -> Vec<NotProgrammed> {
+        self.waiting.told()
+    }
+
+    /// Writes what has changed, and nothing else: what it costs is in proportion to that.
+    pub fn sync_changes(&mut self) -> Outcome {
+        self.sync_with(0)
+    }
+
+    /// Writes what has changed, and what could not be written before.
     pub fn sync(&mut self) -> Outcome {
+        self.sync_with(usize::MAX)
+    }
+
+    /// So many of those that wait are tried again. Before both kinds have been listed, nothing at all
+    /// is written.
+    fn sync_with(&mut self, tried_again: usize) -> Outcome {
         if !self.model.is_ready() {
             return Outcome::default();
         }
         let mut touched = self.model.take_touched();
-        touched.append(&mut self.retry);
+        touched.extend(self.waiting.pick(tried_again));
         let first = !std::mem::replace(&mut self.synced, true);
         if first {
             // Whatever an earlier agent left and the lists did not name goes with the first plan.
@@ -126,7 +147,7 @@ impl<S: MapStore> Syncer<S> {
             refused,
             udp_moved,
         } = carry_out(&mut self.planner, changes, AT_ONCE, &mut self.store);
-        self.remember_failures(&refused, &report);
+        let began_to_wait = self.remember_troubles(&touched, &refused, &report);
         for note in self.model.take_notes() {
             log::warn!("{note}");
         }
@@ -138,6 +159,7 @@ impl<S: MapStore> Syncer<S> {
             touched: touched.len(),
             report,
             refused,
+            began_to_wait,
             udp_moved,
             first,
             ran: true,
@@ -163,31 +185,25 @@ impl<S: MapStore> Syncer<S> {
         (check != before.health_check).then(|| (service.clone(), check))
     }
 
-    /// What failed is tried again later, and said once.
-    fn remember_failures(&mut self, refused: &[Refused], report: &Report) {
-        let refusals = refused.iter().map(|refusal| {
-            (
-                &refusal.key.service,
-                refusal.key.to_string(),
-                refusal.to_string(),
-            )
-        });
-        let failures = report.failed.iter().map(|failed| {
-            (
-                &failed.key.service,
-                failed.key.to_string(),
-                failed.to_string(),
-            )
-        });
-        let mut wrong = BTreeSet::new();
-        for (service, key, text) in refusals.chain(failures) {
-            self.retry.insert(service.clone());
-            if !self.said.contains(&key) {
-                log::error!("{text}");
-            }
-            wrong.insert(key);
+    /// What went wrong is tried again later, and said once.
+    fn remember_troubles(
+        &mut self,
+        touched: &BTreeSet<ObjectName>,
+        refused: &[Refused],
+        report: &Report,
+    ) -> Vec<(ObjectName, Trouble)> {
+        let refused = refused
+            .iter()
+            .map(|refused| (refused.key.service.clone(), refused.into()));
+        let failed = report
+            .failed
+            .iter()
+            .map(|failed| (failed.key.service.clone(), failed.into()));
+        let news = self.waiting.looked_at(touched, refused.chain(failed));
+        for (_, trouble) in &news {
+            log::error!("{}", trouble.reason);
         }
-        self.said = wrong;
+        news
     }
 
     /// Looks at so many parts more of what the maps should hold; all that was found, at the end.
@@ -205,19 +221,28 @@ impl<S: MapStore> Syncer<S> {
         let plan = self.planner.passed(epoch);
         let udp_moved = plan.moves_udp();
         let report = execute(&mut self.planner, plan, &mut self.store);
-        for failed in &report.failed {
-            self.retry.insert(failed.key.service.clone());
-            log::error!("{failed}");
-        }
-        let mut outcome = if self.retry.is_empty() {
+        self.tell_unreclaimed(&report.failed);
+        let mut outcome = if self.waiting.is_empty() {
             Outcome::default()
         } else {
-            self.sync()
+            self.sync_with(TRIED_AGAIN)
         };
         outcome.udp_moved |= udp_moved;
         outcome.report.executed += report.executed;
         outcome.report.failed.extend::<Vec<Failed>>(report.failed);
         outcome
+    }
+
+    /// Once, as long as it lasts. The next grace period tries again.
+    fn tell_unreclaimed(&mut self, failed: &[Failed]) {
+        let before = std::mem::take(&mut self.unreclaimed);
+        for failed in failed {
+            if !before.contains(&failed.key) && self.unreclaimed.insert(Arc::clone(&failed.key)) {
+                log::error!("{failed}; its room is not free yet, it is tried again");
+            }
+        }
+        let still = failed.iter().map(|failed| Arc::clone(&failed.key));
+        self.unreclaimed.extend(still);
     }
 }
 
@@ -232,6 +257,10 @@ mod audit_tests;
 #[cfg(test)]
 #[path = "sync_affinity_tests.rs"]
 mod affinity_tests;
+
+#[cfg(test)]
+#[path = "sync_room_tests.rs"]
+mod room_tests;
 
 #[cfg(test)]
 #[path = "sync_scale_tests.rs"]

@@ -83,7 +83,11 @@ pub(super) fn list(syncer: &mut Syncer<FakeStore>, kind: Kind, events: Vec<Event
 }
 
 /// An agent that has listed these, and written them.
-fn started(store: FakeStore, services: Vec<Event>, slices: Vec<Event>) -> Syncer<FakeStore> {
+pub(super) fn started(
+    store: FakeStore,
+    services: Vec<Event>,
+    slices: Vec<Event>,
+) -> Syncer<FakeStore> {
     let mut syncer = start(store);
     list(&mut syncer, Kind::Service, services);
     list(&mut syncer, Kind::EndpointSlice, slices);
@@ -91,11 +95,11 @@ fn started(store: FakeStore, services: Vec<Event>, slices: Vec<Event>) -> Syncer
     syncer
 }
 
-fn frontends(syncer: &Syncer<FakeStore>) -> usize {
+pub(super) fn frontends(syncer: &Syncer<FakeStore>) -> usize {
     syncer.store().observe().unwrap().frontend_count()
 }
 
-fn settle(syncer: &mut Syncer<FakeStore>) {
+pub(super) fn settle(syncer: &mut Syncer<FakeStore>) {
     while let Some(epoch) = syncer.begin_grace() {
         syncer.passed(epoch);
     }

@@ -433,18 +433,25 @@ fn a_service_that_finds_no_room_is_told_and_comes_in_when_there_is() -> Result<(
         "{:#?}",
         stage.agent.log()
     );
-    // Who only raises the flag learns what is missing.
+    // Who raises the flag gets the room, with what is there.
+    good_neighbour(&stage, "two", "10.96.0.72")?;
+    stage.agent.wait_line(
+        &["ERROR", "Service default/two", "4 of 4", "--max-frontends"],
+        PATIENCE,
+    )?;
     let source = tests::Source::Manifests(stage.manifests.path().to_owned());
     stage
         .agent
         .restart_with(source, &["--max-frontends", "200"])?;
-    let parts = [
-        WARN,
-        "--max-frontends 200 has no effect",
-        "room for 4",
-        "kube-portal cleanup",
-    ];
-    stage.agent.wait_line(&parts, PATIENCE).map(drop)
+    stage.agent.wait_ready(PATIENCE)?;
+    stage
+        .agent
+        .wait_line(&["made anew", "KP_FRONTENDS"], PATIENCE)?;
+    for ip in ["10.96.0.71", "10.96.0.72", "10.96.0.73"] {
+        reaches(&stage, ip, "backend-1")?;
+    }
+    ensure!(stage.agent.status()?["maps"]["frontends"]["capacity"] == 200);
+    Ok(())
 }
 
 #[test]

@@ -433,6 +433,8 @@ fn the_metrics_server_answers_as_kube_proxys_does() -> Result<()> {
             ("flows", 524_288.0),
             ("half_open", 131_072.0),
             ("affinity", 65_536.0),
+            ("sockets", 131_072.0),
+            ("udp_flows", 65_536.0),
         ] {
             let of =
                 |name: &str| metric(&reply, &format!("kube_portal_map_{name}{{map=\"{map}\"}}"));
@@ -444,7 +446,13 @@ fn the_metrics_server_answers_as_kube_proxys_does() -> Result<()> {
         Ok(())
     })?;
     ensure!(metric(&reply, "kube_portal_services_not_programmed")? == 0.0);
-    ensure!(metric(&reply, "kube_portal_sockets_capacity")? == 131_072.0);
+    ensure!(metric(&reply, "kube_portal_map_capacity{map=\"source_ranges\"}")? == 65_536.0);
+    ensure!(
+        metric(
+            &reply,
+            "kube_portal_services_refused_total{map=\"backends\"}"
+        )? == 0.0
+    );
     ensure!(metric(&reply, "kubeproxy_sync_proxy_rules_service_changes_total")? >= 1.0);
     ensure!(
         metric(

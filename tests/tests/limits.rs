@@ -318,3 +318,97 @@ fn service_cidrs_that_are_never_listed_keep_nothing_waiting() -> Result<()> {
     cluster.server.hold(None);
     nets(&cluster, &json!(["10.96.0.0/12"]))
 }
+
+/// Events with this reason.
+fn told(cluster: &Cluster, reason: &str) -> Vec<Value> {
+    let mut events = cluster.server.posted();
+    events.retain(|event| event["reason"] == reason);
+    events
+}
+
+#[test]
+fn a_service_without_room_is_told_of_everywhere_and_comes_by_itself_when_there_is_some()
+-> Result<()> {
+    let with_uid = |name: &str, ip: &str| {
+        let mut object = service(&Service::new(name, [ip]).tcp("http", 80));
+        object["metadata"]["uid"] = format!("uid-{name}").into();
+        object
+    };
+    let mut cluster = Cluster::new(&["backend-1"], |world, server| {
+        server.apply(with_uid("one", "10.96.0.71"));
+        for name in ["one", "two", "three"] {
+            server.apply(tests::cluster::slice(world, name, &["backend-1"]));
+        }
+        Ok(())
+    })?;
+    let source =
+        tests::Source::Kubeconfig(tests::cluster::kubeconfig(&cluster.world, &cluster.server)?);
+    // Each has a frontend and an address.
+    cluster
+        .agent
+        .restart_with(source, &["--max-frontends", "4"])?;
+    cluster.agent.wait_ready(PATIENCE)?;
+    let waiting = |cluster: &Cluster, wanted: Value| {
+        eventually("those to wait", || {
+            let agent = &cluster.agent.status()?["agent"];
+            let waiting = agent["not_programmed"].as_array().context("no agent")?;
+            let names: Vec<&Value> = waiting.iter().map(|waits| &waits["service"]).collect();
+            ensure!(json!(names) == wanted, "{agent}");
+            Ok(waiting.clone())
+        })
+    };
+    waiting(&cluster, json!([]))?;
+    cluster.server.apply(with_uid("two", "10.96.0.72"));
+    eventually("the second Service", || {
+        ensure!(cluster.agent.status()?["maps"]["frontends"]["used"] == 4);
+        Ok(())
+    })?;
+    cluster.server.apply(with_uid("three", "10.96.0.73"));
+    let said = waiting(&cluster, json!(["default/three"]))?;
+    ensure!(said[0]["full_map"] == "KP_FRONTENDS", "{said:?}");
+    let event = eventually("an Event", || {
+        let told = told(&cluster, "MapFull");
+        told.first().cloned().context("none yet")
+    })?;
+    let wanted = json!({"apiVersion": "v1", "kind": "Service", "namespace": "default",
+                        "name": "three", "uid": "uid-three"});
+    ensure!(
+        event["type"] == "Warning" && event["regarding"] == wanted,
+        "{event}"
+    );
+    let table = cluster.agent.call(&["status"])?;
+    let line = cluster
+        .agent
+        .wait_line(&["ERROR", "default/three"], PATIENCE)?;
+    for text in [
+        event["note"].as_str().context("a note")?,
+        said[0]["reason"].as_str().context("a reason")?,
+        &table,
+        &line,
+    ] {
+        for part in ["default/three", "KP_FRONTENDS", "4 of 4", "--max-frontends"] {
+            ensure!(text.contains(part), "no {part}: {text}");
+        }
+    }
+    let probe = cluster.client().probe();
+    let serves = |ip: &str| answered_by(&probe.connect_many(at(ip, 80), 10)?, &["backend-1"]);
+    serves("10.96.0.71")?;
+    serves("10.96.0.72")?;
+    // Its changes, and other tries, are no news.
+    let mut changed = with_uid("three", "10.96.0.73");
+    changed["metadata"]["labels"] = json!({"a": "b"});
+    cluster.server.apply(changed);
+    ensure!(cluster.server.delete("Service", "default", "two"));
+    eventually("the room to be had", || serves("10.96.0.73"))?;
+    waiting(&cluster, json!([]))?;
+    ensure!(told(&cluster, "MapFull").len() == 1 && cluster.agent.count_log("ERROR") == 1);
+    // Refused anew, and told anew.
+    cluster.server.apply(with_uid("two", "10.96.0.72"));
+    waiting(&cluster, json!(["default/two"]))?;
+    eventually("another Event", || {
+        ensure!(told(&cluster, "MapFull").len() == 2);
+        Ok(())
+    })?;
+    serves("10.96.0.71")?;
+    serves("10.96.0.73")
+}

@@ -431,6 +431,120 @@ fn a_changed_layout_is_switched_over_and_what_is_remembered_is_taken_along() -> 
     Ok(())
 }
 
+/// Each flag with a size of its own.
+fn sizes(of: impl Fn(u32) -> u32) -> Vec<String> {
+    [
+        ("--max-frontends", 128),
+        ("--max-services", 256),
+        ("--max-backends", 256),
+        ("--max-source-ranges", 64),
+        ("--max-sockets", 4096),
+        ("--max-udp-flows", 4096),
+        ("--max-affinity", 4096),
+    ]
+    .into_iter()
+    .flat_map(|(flag, size)| [flag.to_owned(), of(size).to_string()])
+    .collect()
+}
+
+/// An API server that is not there.
+fn nowhere(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("nowhere");
+    fs::write(
+        &path,
+        "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+         clusters: [{name: it, cluster: {server: \"http://127.0.0.1:1\"}}]\n\
+         users: [{name: it, user: {}}]\n\
+         contexts: [{name: it, context: {cluster: it, user: it}}]\n",
+    )?;
+    Ok(path)
+}
+
+#[test]
+fn maps_of_other_sizes_take_along_what_is_in_them() -> Result<()> {
+    let mut fleet = fleet()?;
+    let source = || Source::Manifests(fleet.manifests.path().to_owned());
+    let (world, agent) = (&fleet.world, &mut fleet.agents[0]);
+    let root = world.node("node-a").bpffs().join("kube-portal");
+    let before = ids(world)?;
+    under_load(world, Strict::All, |go_on| {
+        // Smaller, larger, and as it was.
+        for round in 0..3 {
+            let sizes = sizes(|size| if round == 1 { size * 3 } else { size });
+            let sizes: Vec<&str> = sizes.iter().map(String::as_str).collect();
+            if round == 1 {
+                // One that dies when it has made the maps, and hears of no Service.
+                agent.restart_with(Source::Kubeconfig(nowhere(world.dir())?), &sizes)?;
+                agent.wait_log("adopting", PATIENCE)?;
+                go_on().context("before the new maps are used")?;
+            } else {
+                agent.restart_with(source(), &sizes)?;
+            }
+            agent.wait_line(&["made anew", map::FRONTENDS, map::SOCKETS], PATIENCE)?;
+            if round == 1 {
+                agent.restart_with(source(), &sizes)?;
+            }
+            wait_back(agent)?;
+            wait::until("the earlier maps to go", PATIENCE, || {
+                (names_in(&root).ok()?.len() == 1).then_some(())
+            })?;
+            go_on().with_context(|| format!("after round {round}"))?;
+            ensure!(ids(world)? == before, "round {round}");
+            let maps = &agent.status()?["maps"];
+            let wanted = if round == 1 { 12_288 } else { 4096 };
+            ensure!(
+                maps["sockets"]["capacity"] == wanted && maps["affinity"]["capacity"] == wanted,
+                "{maps}"
+            );
+            ensure!(agent.count_log("WARN") == 0, "{:#?}", agent.log());
+        }
+        Ok(())
+    })?;
+    // What does not fit any more stays as it is, and the rest is made smaller.
+    let small = [
+        "--max-frontends",
+        "5",
+        "--max-backends",
+        "4",
+        "--max-services",
+        "100",
+        "--max-flows",
+        "1000",
+    ];
+    agent.restart_with(source(), &small)?;
+    wait_back(agent)?;
+    agent.wait_line(
+        &[
+            "WARN",
+            "--max-frontends 5",
+            "KP_FRONTENDS",
+            "keeps its room for 128",
+        ],
+        PATIENCE,
+    )?;
+    agent.wait_line(
+        &["WARN", "--max-backends 4", "keeps its room for 256"],
+        PATIENCE,
+    )?;
+    agent.wait_line(
+        &[
+            "WARN",
+            "--max-flows 1000 has no effect",
+            "kube-portal cleanup",
+        ],
+        PATIENCE,
+    )?;
+    let maps = &agent.status()?["maps"];
+    ensure!(
+        maps["frontends"]["capacity"] == 128
+            && maps["backends"]["capacity"] == 256
+            && maps["services"]["capacity"] == 100,
+        "{maps}"
+    );
+    ensure!(ids(world)? == before);
+    Ok(())
+}
+
 #[test]
 fn pins_that_somebody_took_away_are_replaced_under_load() -> Result<()> {
     let mut fleet = fleet()?;

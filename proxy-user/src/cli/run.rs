@@ -31,30 +31,33 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     proxy: ProxyFlags,
     /// Room for this many frontends (address, port and protocol).
-    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.frontends, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
     /// Room for this many Service ports, each family counted.
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.services, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     max_services: u32,
     /// Room for this many backends, each Service port counted.
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.backends, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     max_backends: u32,
+    /// Room for this many loadBalancerSourceRanges, those of each Service port counted.
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.source_ranges, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    max_source_ranges: u32,
     /// Room for this many connected sockets. One more is translated all the same, but sees its
     /// backend's address as its peer.
-    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.sockets, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     max_sockets: u32,
     /// Room for this many UDP flows of unconnected sockets; the least recently used go first.
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.udp_flows, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     max_udp_flows: u32,
     /// Room for this many established flows of packets. One more works on, but among those half open.
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.flows, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
     max_flows: u32,
     /// Room for this many flows of packets that are not established; the least recently used go first.
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.half_open, value_parser = clap::value_parser!(u32).range(64..=8_388_608))]
     max_half_open: u32,
     /// Room for this many clients of Services with sessionAffinity, each Service port counted; those
     /// that have been away longest go first.
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.affinity, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     max_affinity: u32,
     /// How often the maps are compared with what they should hold, and repaired; 0 for only when
     /// `kube-portal status --verify` asks.
@@ -156,6 +159,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             frontends: args.max_frontends,
             services: args.max_services,
             backends: args.max_backends,
+            source_ranges: args.max_source_ranges,
             sockets: args.max_sockets,
             udp_flows: args.max_udp_flows,
             flows: args.max_flows,

@@ -6,7 +6,7 @@ use proxy_common::abi::map;
 
 use super::{CliError, PinArgs};
 use crate::{
-    control,
+    control::{self, ControlError},
     loader::{
         AffinityMap, FlowMap, PinError, Pins, check_bpffs, check_node, device_name, on_devices,
     },
@@ -54,6 +54,12 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
     );
     status.set_packet_path(&on_devices, device_name, (count, flows.capacity()));
     status.set_affinity((clients, affinity.capacity()));
+    match control::state(&pins.directory()) {
+        Ok(state) => status.set_agent(state),
+        Err(ControlError::NoAgent(_)) => {}
+        // The maps are worth a look all the same.
+        Err(error) => eprintln!("kube-portal: {error}"),
+    }
     let text = if args.json {
         to_json(&status)?
     } else {

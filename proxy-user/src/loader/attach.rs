@@ -12,20 +12,18 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::Map,
+    maps::{Map, MapError},
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
 use proxy_common::{
-    abi::{
-        AffinityEntry, AffinityKey, Backend, FlowEntry, FlowTimeouts, PortRange, Service, Tuple,
-        map,
-    },
+    abi::{FlowTimeouts, PortRange, map},
     datapath::conntrack::timeout_table,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
-    AffinityMap, Claim, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins, link::Link,
+    AffinityMap, Claim, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins, Sizes,
+    SocketMap, UdpFlowMap, link::Link, sizes,
 };
 use crate::{
     expiry::monotonic_ns,
@@ -56,72 +54,12 @@ pub enum LoadError {
     },
     #[error("the map {map}: {reason}")]
     Map { map: &'static str, reason: String },
+    #[error("{0}")]
+    TooLarge(String),
     #[error(transparent)]
     Pin(#[from] PinError),
     #[error(transparent)]
     Open(#[from] OpenError),
-}
-
-/// How many elements the maps are made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    pub frontends: u32,
-    pub services: u32,
-    pub backends: u32,
-    pub sockets: u32,
-    pub udp_flows: u32,
-    /// Flows of the packet path, two entries each.
-    pub flows: u32,
-    pub half_open: u32,
-    /// Clients of Services with affinity.
-    pub affinity: u32,
-}
-
-/// Packets whose fragments are on their way at one time.
-const FRAGMENTS: u32 = 8192;
-/// Devices of the node; each pod has one.
-const DEVICES: u32 = 4096;
-/// Of all Services together; tries take memory only for what is in them.
-const SOURCE_RANGES: u32 = 65_536;
-const SERVICE_NETS: u32 = 1024;
-
-impl Sizes {
-    /// A Service that changes needs its old and its new slots at once, rounded up to a power of two.
-    pub fn slots(&self) -> u32 {
-        self.backends.saturating_mul(2).next_power_of_two()
-    }
-
-    /// Kernel memory of the maps in bytes, roughly.
-    pub fn memory_bytes(&self) -> u64 {
-        const AFFINITY: u64 = (AffinityKey::SIZE + AffinityEntry::SIZE) as u64;
-        const SERVICE: u64 = Service::SIZE as u64;
-        // Elements of arrays are a multiple of 8 bytes apart.
-        const BACKEND: u64 = Backend::SIZE.next_multiple_of(8) as u64;
-        const FLOW: u64 = (Tuple::SIZE + FlowEntry::SIZE) as u64;
-        // Tries allocate what they hold; all else is allocated when it is made. Hash elements have a header of 48 bytes and a bucket of 16; LRU ones are as large.
-        let hash = |entries: u32, key_and_value: u64| u64::from(entries) * (key_and_value + 64);
-        hash(self.frontends, 32)
-            + u64::from(self.services) * SERVICE
-            + u64::from(self.backends) * BACKEND
-            + u64::from(self.slots()) * 8
-            + hash(self.sockets, 64)
-            + hash(self.udp_flows, 48)
-            + hash(self.udp_flows, 56)
-            + hash(self.flow_entries(), FLOW)
-            + hash(self.half_open_entries(), FLOW)
-            + hash(self.affinity, AFFINITY)
-            + hash(FRAGMENTS, 56)
-            + hash(DEVICES, 44)
-    }
-
-    /// One for each direction.
-    pub fn flow_entries(&self) -> u32 {
-        self.flows.saturating_mul(2)
-    }
-
-    pub fn half_open_entries(&self) -> u32 {
-        self.half_open.saturating_mul(2)
-    }
 }
 
 /// Programs in the kernel, not yet attached, and the maps they use.
@@ -155,7 +93,14 @@ pub fn load(
         maximum: None,
     };
     let _not_needed_everywhere = setrlimit(Resource::Memlock, unlimited);
-    let mut claim = pins.claim()?;
+    let mut claim = pins.claim(sizes)?;
+    let mut new = sizes.all().to_vec();
+    new.retain(|size| !claim.map(size.map).exists());
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    if let Some(text) = sizes::available(&meminfo).and_then(|bytes| sizes::too_much(&new, bytes)) {
+        claim.give_up();
+        return Err(LoadError::TooLarge(text));
+    }
     let inherited_until_ns = inherited_until(claim.age());
     let mut loader = EbpfLoader::new();
     let has_set_retval = u8::from(features.set_retval);
@@ -172,27 +117,22 @@ pub fn load(
         .override_global("SNAT_FIRST_PORT", &fixed.snat_ports.first, true)
         .override_global("SNAT_LAST_PORT", &fixed.snat_ports.last, true)
         .override_global("INHERITED_UNTIL_NS", &inherited_until_ns, true)
-        .override_global("FLOW_TIMEOUTS", &timeouts[..], true)
-        .map_max_entries(map::FRONTENDS, sizes.frontends)
-        .map_max_entries(map::SERVICES, sizes.services)
-        .map_max_entries(map::NAMES, sizes.services)
-        .map_max_entries(map::BACKENDS, sizes.backends)
-        .map_max_entries(map::SLOTS, sizes.slots())
-        .map_max_entries(map::SOCKETS, sizes.sockets)
-        .map_max_entries(map::UDP_FLOWS, sizes.udp_flows)
-        .map_max_entries(map::UDP_REVERSE, sizes.udp_flows)
-        .map_max_entries(map::FLOWS, sizes.flow_entries())
-        .map_max_entries(map::HALF_OPEN, sizes.half_open_entries())
-        .map_max_entries(map::AFFINITY, sizes.affinity)
-        .map_max_entries(map::FRAGMENTS, FRAGMENTS)
-        .map_max_entries(map::DEVICES, DEVICES)
-        .map_max_entries(map::SOURCE_RANGES, SOURCE_RANGES)
-        .map_max_entries(map::SERVICE_NETS, SERVICE_NETS);
+        .override_global("FLOW_TIMEOUTS", &timeouts[..], true);
+    for size in sizes.all() {
+        loader.map_max_entries(size.map, size.entries);
+    }
     for name in map::ALL {
         loader.map_pin_path(name, claim.map(name));
     }
-    let mut ebpf = loader.load(OBJECT)?;
+    let mut ebpf = match loader.load(OBJECT) {
+        Ok(ebpf) => ebpf,
+        Err(error) => {
+            claim.give_up();
+            return Err(load_error(error, sizes));
+        }
+    };
     claim.settle()?;
+    claim.note_memory();
     for (name, program) in ebpf.programs_mut() {
         let loaded = if let Program::CgroupSockAddr(program) = program {
             program.load()
@@ -228,6 +168,27 @@ pub fn load(
     ))
 }
 
+/// A map that can't be made is too large for the kernel or for the node, or this is no node for maps.
+fn load_error(error: EbpfError, sizes: &Sizes) -> LoadError {
+    let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
+        return error.into();
+    };
+    let sizes = sizes.all();
+    let Some((size, flag)) = sizes
+        .iter()
+        .find_map(|size| Some((size, size.flag.filter(|_| *size.map == **name)?)))
+    else {
+        return error.into();
+    };
+    LoadError::TooLarge(format!(
+        "the kernel refuses the map {name} for {} entries, about {}: {io_error}; give a smaller {} than {}",
+        size.entries,
+        sizes::mib(size.memory_bytes()),
+        flag.name,
+        flag.value
+    ))
+}
+
 /// How long connections of a kube-proxy are reckoned with after the first agent has come: as long as it
 /// lets conntrack keep silent ones (`conntrack.tcpEstablishedTimeout`).
 const INHERITANCE: Duration = Duration::from_secs(24 * 3600);
@@ -257,6 +218,8 @@ impl Loaded {
         };
         self.claim
             .take_links(|program| self.ebpf.program(program).is_some())?;
+        let mut moved = self.claim.take_moves();
+        moved.copy();
         let directory = File::open(cgroup).map_err(cgroup_error)?;
         let cgroup_id = directory.metadata().map_err(cgroup_error)?.ino();
         let mut attached = Vec::new();
@@ -276,6 +239,9 @@ impl Loaded {
             }
             attached.push(name.to_owned());
         }
+        moved.catch_up();
+        // Programs of the packet path write affinity too.
+        self.claim.give_back_moves(moved);
         attached.sort();
         Ok(attached)
     }
@@ -294,18 +260,22 @@ impl Loaded {
             flows: FlowMap::new(take(map::FLOWS)?)?,
             half_open: FlowMap::half_open(take(map::HALF_OPEN)?)?,
             affinity: AffinityMap::new(take(map::AFFINITY)?)?,
+            sockets: SocketMap::from_pin(&self.pins.map(map::SOCKETS))?,
+            udp_flows: UdpFlowMap::from_pin(&self.pins.map(map::UDP_FLOWS))?,
         };
         let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
         Ok((self.claim, packet, swept))
     }
 }
 
-/// Maps whose entries come to an end.
+/// Maps whose entries come to an end, by a sweep or by themselves.
 #[derive(Debug)]
 pub struct SweptMaps {
     pub flows: FlowMap,
     pub half_open: FlowMap,
     pub affinity: AffinityMap,
+    pub sockets: SocketMap,
+    pub udp_flows: UdpFlowMap,
 }
 
 /// Whether the pinned link, if there is one and it is this cgroup's, now runs the program.

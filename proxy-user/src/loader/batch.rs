@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
-use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, map};
+use proxy_common::abi::{
+    AffinityEntry, AffinityKey, FlowEntry, SocketCookie, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
+    map,
+};
 
 use super::sys::{self, Batch, bpf, number};
 use crate::maps::bpf::OpenError;
@@ -164,4 +167,14 @@ impl FlowMap {
 batched! {
     /// KP_AFFINITY.
     AffinityMap = map::AFFINITY, AffinityKey => AffinityEntry
+}
+
+batched! {
+    /// KP_SOCKETS.
+    SocketMap = map::SOCKETS, SocketCookie => SocketFlow
+}
+
+batched! {
+    /// KP_UDP_FLOWS.
+    UdpFlowMap = map::UDP_FLOWS, UdpFlowKey => UdpFlow
 }

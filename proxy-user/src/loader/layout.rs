@@ -107,6 +107,23 @@ pub(super) const LAYOUTS: [Layout; 16] = {
 };
 
 impl Layout {
+    /// What so many elements take of the kernel's memory, roughly.
+    pub(super) fn memory_bytes(&self, entries: u32) -> u64 {
+        let entries = u64::from(entries);
+        let aligned = |size: usize| size.next_multiple_of(8) as u64;
+        if self.kind == MapType::Array {
+            return entries * aligned(self.value);
+        }
+        if !matches!(self.kind, MapType::Hash | MapType::LruHash) {
+            return 0;
+        }
+        // A header of 48 bytes and a bucket of 16, least recently used or not. Names are allocated as they
+        // come, as what is in a trie.
+        let there = if self.name == map::NAMES { 0 } else { entries };
+        let buckets = entries.next_power_of_two() * 16;
+        there * (48 + aligned(self.key) + aligned(self.value)) + buckets
+    }
+
     /// What is wrong with what is pinned at a path, if it is not this map.
     pub(super) fn fault(&self, path: &Path) -> Option<String> {
         match pinned::kind(path) {

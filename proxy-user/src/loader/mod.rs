@@ -11,10 +11,13 @@ mod packet;
 mod pinned;
 mod pins;
 mod preflight;
+mod raw_map;
+mod resize;
+mod sizes;
 pub(crate) mod sys;
 
-pub use attach::{Fixed, LoadError, Loaded, OBJECT, Sizes, SweptMaps, load};
-pub use batch::{AffinityMap, FlowMap, Position};
+pub use attach::{Fixed, LoadError, Loaded, OBJECT, SweptMaps, load};
+pub use batch::{AffinityMap, FlowMap, Position, SocketMap, UdpFlowMap};
 pub use features::Features;
 pub use hook::Hook;
 pub use packet::{
@@ -23,3 +26,4 @@ pub use packet::{
 };
 pub use pins::{Claim, Cleaned, Note, PinError, Pins, Removed};
 pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};
+pub use sizes::Sizes;

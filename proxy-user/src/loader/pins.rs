@@ -1,6 +1,7 @@
 //! The directory of pins: what outlives the agent, and how it goes away.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -16,8 +17,11 @@ use proxy_common::abi::{ABI_VERSION, map};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::{
-    layout,
+    Sizes, layout,
     pinned::{self, Kind},
+    raw_map::RawMap,
+    resize::{self, Move, Moves, Resize, Why},
+    sizes::{self, Size, Taken},
 };
 use crate::maps::bpf::{BpfStore, OpenError};
 
@@ -92,7 +96,7 @@ impl Pins {
     ///
     /// Where this version's directory is missing, or isn't whole, another is begun with what maps of an
     /// earlier agent can be used. It gets its name when it is whole: [`Claim::settle`].
-    pub fn claim(&self) -> Result<Claim, PinError> {
+    pub fn claim(&self, sizes: &Sizes) -> Result<Claim, PinError> {
         match fs::create_dir_all(&self.root) {
             Err(_)
                 if self
@@ -110,7 +114,10 @@ impl Pins {
             _lock: self.lock()?,
             directory: self.directory(),
             begun: None,
+            replaces: false,
             others: Vec::new(),
+            moved: Vec::new(),
+            moves: Moves::default(),
             notes: Vec::new(),
         };
         let begun = self.root.join(BEGUN);
@@ -131,9 +138,16 @@ impl Pins {
             let faults = faults(&claim.directory);
             let Some(first) = faults.first() else {
                 claim.note_strangers();
+                claim.remember_unmoved()?;
+                let directory = claim.directory.clone();
+                let anew = claim.resized(&directory, sizes, map::ALL)?;
+                if !anew.is_empty() {
+                    claim.begin_from(begun, &directory, map::ALL, anew)?;
+                    claim.replaces = true;
+                }
                 return Ok(claim);
             };
-            let aside = self.set_aside(&claim.directory)?;
+            let aside = set_aside(&self.root, &claim.directory)?;
             claim.note(
                 Level::Warn,
                 format!(
@@ -149,7 +163,7 @@ impl Pins {
             );
             claim.others.insert(0, aside);
         }
-        claim.begin(begun)?;
+        claim.begin(begun, sizes)?;
         Ok(claim)
     }
 
@@ -163,16 +177,6 @@ impl Pins {
             .collect();
         found.sort_by_key(|path| std::cmp::Reverse(version(path)));
         Ok(found)
-    }
-
-    /// Gives a directory another name.
-    fn set_aside(&self, directory: &Path) -> Result<PathBuf, PinError> {
-        let aside = (0..u32::MAX)
-            .map(|number| self.root.join(format!("v{ABI_VERSION}_aside{number}")))
-            .find(|path| path.symlink_metadata().is_err())
-            .unwrap_or_else(|| self.root.join(format!("v{ABI_VERSION}_aside")));
-        fs::rename(directory, &aside).map_err(io_error(directory))?;
-        Ok(aside)
     }
 
     fn lock(&self) -> Result<OwnedFd, PinError> {
@@ -336,6 +340,12 @@ pub struct Claim {
     directory: PathBuf,
     /// What becomes the directory when every map is in it.
     begun: Option<PathBuf>,
+    /// The directory is there, and goes to the others then.
+    replaces: bool,
+    /// Maps of another size in the directory they are taken from.
+    moved: Vec<(&'static str, PathBuf)>,
+    /// Those of them that programs write.
+    moves: Moves,
     /// Of agents that don't run: of other versions, and what was set aside.
     others: Vec<PathBuf>,
     notes: Vec<Note>,
@@ -386,68 +396,215 @@ impl Claim {
     }
 
     /// Begins a directory with what can be used of the newest other one.
-    fn begin(&mut self, begun: PathBuf) -> Result<(), PinError> {
+    fn begin(&mut self, begun: PathBuf, sizes: &Sizes) -> Result<(), PinError> {
+        let newest = self
+            .others
+            .first()
+            .and_then(|path| Some((path.clone(), version(path)?)));
+        let Some((other, number)) = newest else {
+            return self.begin_from(begun, Path::new(""), &[], BTreeSet::new());
+        };
+        // What a newer version means by its maps is not known here.
+        let usable = if number <= ABI_VERSION {
+            layout::usable(&other, number)
+        } else {
+            Vec::new()
+        };
+        let new: Vec<&str> = map::ALL
+            .iter()
+            .filter(|name| !usable.contains(name))
+            .copied()
+            .collect();
+        self.note(
+            Level::Info,
+            format!(
+                "{}: {} of its {} maps are taken over{}",
+                other.display(),
+                usable.len(),
+                map::ALL.len(),
+                if new.is_empty() {
+                    String::new()
+                } else {
+                    format!("; new are {}", new.join(", "))
+                }
+            ),
+        );
+        if !usable.contains(&map::FLOWS) {
+            self.note(
+                Level::Warn,
+                format!(
+                    "{}: its flows can't be taken over: connections from outside to backends on other \
+                     nodes end when its programs do",
+                    other.display()
+                ),
+            );
+        }
+        let anew = self.resized(&other, sizes, &usable)?;
+        self.begin_from(begun, &other, &usable, anew)
+    }
+
+    /// Begins a directory with these maps of another one, those that are made `anew` excepted: what is in
+    /// them is copied.
+    fn begin_from(
+        &mut self,
+        begun: PathBuf,
+        other: &Path,
+        usable: &[&'static str],
+        anew: BTreeSet<&'static str>,
+    ) -> Result<(), PinError> {
         match fs::create_dir(&begun) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error(&begun)(error));
             }
             Ok(()) | Err(_) => {}
         }
-        if let Some((other, number)) = self
-            .others
-            .first()
-            .and_then(|path| Some((path.clone(), version(path)?)))
-        {
-            // What a newer version means by its maps is not known here.
-            let usable = if number <= ABI_VERSION {
-                layout::usable(&other, number)
-            } else {
-                Vec::new()
-            };
-            for name in &usable {
-                let to = begun.join(name);
-                fs::hard_link(other.join(name), &to).map_err(io_error(&to))?;
+        for name in usable {
+            if anew.contains(name) {
+                continue;
             }
-            let new: Vec<&str> = map::ALL
-                .iter()
-                .filter(|name| !usable.contains(name))
-                .copied()
-                .collect();
-            self.note(
-                Level::Info,
-                format!(
-                    "{}: {} of its {} maps are taken over{}",
-                    other.display(),
-                    usable.len(),
-                    map::ALL.len(),
-                    if new.is_empty() {
-                        String::new()
-                    } else {
-                        format!("; new are {}", new.join(", "))
-                    }
-                ),
-            );
-            if !usable.contains(&map::FLOWS) {
-                self.note(
-                    Level::Warn,
-                    format!(
-                        "{}: its flows can't be taken over: connections from outside to backends on other \
-                         nodes end when its programs do",
-                        other.display()
-                    ),
-                );
-            }
+            let to = begun.join(name);
+            fs::hard_link(other.join(name), &to).map_err(io_error(&to))?;
         }
+        let moved = anew.into_iter().map(|name| (name, other.join(name)));
+        self.moved.extend(moved);
         self.begun = Some(begun);
         Ok(())
     }
 
-    /// All maps are there: the directory gets its name.
+    /// An agent may have died after it made new maps, and before its programs wrote them: what is remembered
+    /// is still in those of the directory that it set aside.
+    fn remember_unmoved(&mut self) -> Result<(), PinError> {
+        let newest = self.others.first().cloned();
+        let Some((other, ABI_VERSION)) =
+            newest.and_then(|path| Some((path.clone(), version(&path)?)))
+        else {
+            return Ok(());
+        };
+        for name in layout::usable(&other, ABI_VERSION) {
+            if resize::is_moved_late(name) {
+                let open = |path: &Path| RawMap::open(path).map_err(io_error(path));
+                let (theirs, ours) = (other.join(name), self.directory.join(name));
+                if open(&theirs)?.id() != open(&ours)?.id() {
+                    self.moved.push((name, theirs));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which maps of a directory are to be made anew, as another size is asked for.
+    fn resized(
+        &mut self,
+        directory: &Path,
+        sizes: &Sizes,
+        usable: &[&'static str],
+    ) -> Result<BTreeSet<&'static str>, PinError> {
+        let plan = resize::plan(directory, sizes, |name| usable.contains(&name))
+            .map_err(io_error(directory))?;
+        let mut anew = BTreeSet::new();
+        for resize in plan {
+            match resize {
+                Resize::Anew(maps) => anew.extend(maps),
+                Resize::Kept {
+                    flag,
+                    map,
+                    there,
+                    why,
+                } => {
+                    let asked = flag.map_or_else(
+                        || "another size".to_owned(),
+                        |flag| format!("{} {}", flag.name, flag.value),
+                    );
+                    let why = match why {
+                        Why::InUse(needed) => format!(
+                            "what is in it needs {needed} entries; a start that finds less makes it smaller"
+                        ),
+                        Why::Connections => {
+                            "connections from outside depend on it; drain the node and \
+                            run `kube-portal cleanup` before a start to change it"
+                                .to_owned()
+                        }
+                    };
+                    let line = format!(
+                        "{asked} has no effect: {map} keeps its room for {there}, as {why}"
+                    );
+                    self.note(Level::Warn, line);
+                }
+            }
+        }
+        if !anew.is_empty() {
+            let names: Vec<&str> = anew.iter().copied().collect();
+            let line = format!(
+                "other sizes are asked for: {} are made anew, and what is in them is taken along",
+                names.join(", ")
+            );
+            self.note(Level::Info, line);
+        }
+        Ok(anew)
+    }
+
+    /// All maps are there: what nobody else writes is copied, and the directory gets its name.
     pub(super) fn settle(&mut self) -> Result<(), PinError> {
+        for (name, from) in std::mem::take(&mut self.moved) {
+            let mut moved = Move::new(name, &from, &self.map(name)).map_err(io_error(&from))?;
+            if !resize::is_moved_late(name) {
+                let lost = moved.copy().map_err(io_error(&from))?;
+                if lost > 0 {
+                    self.note(
+                        Level::Warn,
+                        format!("{name}: {lost} entries find no room in the new map"),
+                    );
+                }
+            } else {
+                self.moves.0.push(moved);
+            }
+        }
         if let Some(begun) = self.begun.take() {
+            if std::mem::take(&mut self.replaces) {
+                let root = self.directory.parent().unwrap_or(Path::new("/"));
+                self.others.insert(0, set_aside(root, &self.directory)?);
+            }
             fs::rename(&begun, &self.directory).map_err(io_error(&begun))?;
         }
         Ok(())
+    }
+
+    /// Maps that programs of an earlier agent still write elsewhere.
+    pub(super) fn take_moves(&mut self) -> Moves {
+        std::mem::take(&mut self.moves)
+    }
+
+    pub(super) fn give_back_moves(&mut self, moves: Moves) {
+        self.moves = moves;
+    }
+
+    /// The maps can't be made: what was begun goes, and what was there stays.
+    pub(super) fn give_up(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            let _or_the_next_start_does = remove_maps(&begun, &mut Vec::new());
+            let _the_same = fs::remove_dir(&begun);
+        }
+    }
+
+    /// What the maps take of the kernel's memory.
+    pub(super) fn note_memory(&mut self) {
+        let maps = map::ALL.iter().filter_map(|name| {
+            let map = RawMap::open(&self.map(name)).ok()?;
+            let reckoned = || Size {
+                map: name,
+                entries: map.entries(),
+                flag: None,
+            };
+            Some(Taken {
+                map: name,
+                entries: map.entries(),
+                bytes: map
+                    .memory_bytes()
+                    .unwrap_or_else(|| reckoned().memory_bytes()),
+            })
+        });
+        let line = sizes::line(maps.collect());
+        self.note(Level::Info, line);
     }
 
     /// Makes the links of other versions this one's, to be given its programs: no call is seen by both or
@@ -470,14 +627,25 @@ impl Claim {
         Ok(())
     }
 
-    /// Removes what is left of others, and says what is not ours.
+    /// No program of others runs any more: removes what is left of them, and says what is not ours.
     pub fn retire(&mut self) -> Result<Cleaned, PinError> {
+        std::mem::take(&mut self.moves).catch_up();
         let mut cleaned = Cleaned::default();
         for directory in self.others.drain(..) {
             remove(&directory, &mut cleaned)?;
         }
         Ok(cleaned)
     }
+}
+
+/// Gives a directory another name.
+fn set_aside(root: &Path, directory: &Path) -> Result<PathBuf, PinError> {
+    let aside = (0..u32::MAX)
+        .map(|number| root.join(format!("v{ABI_VERSION}_aside{number}")))
+        .find(|path| path.symlink_metadata().is_err())
+        .unwrap_or_else(|| root.join(format!("v{ABI_VERSION}_aside")));
+    fs::rename(directory, &aside).map_err(io_error(directory))?;
+    Ok(aside)
 }
 
 /// Of which agents a directory is: `v3`, or `v3_aside0`.

@@ -6,6 +6,10 @@ use std::{
 };
 
 /// `enum bpf_cmd`, include/uapi/linux/bpf.h.
+pub(super) const MAP_LOOKUP_ELEM: libc::c_int = 1;
+pub(super) const MAP_UPDATE_ELEM: libc::c_int = 2;
+pub(super) const MAP_DELETE_ELEM: libc::c_int = 3;
+pub(super) const MAP_GET_NEXT_KEY: libc::c_int = 4;
 pub(super) const OBJ_PIN: libc::c_int = 6;
 pub(super) const OBJ_GET: libc::c_int = 7;
 pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;

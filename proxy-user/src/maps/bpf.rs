@@ -181,11 +181,7 @@ impl BpfStore {
         self.frontends
             .map
             .insert(key.to_bytes(), frontend.to_bytes(), ANY)
-            .map_err(map_error(
-                map::FRONTENDS,
-                self.frontends.capacity,
-                "give the agent a larger --max-frontends",
-            ))
+            .map_err(map_error(map::FRONTENDS, self.frontends.capacity))
     }
 
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), StoreError> {
@@ -277,22 +273,17 @@ fn unreadable(map: &'static str) -> impl Fn(MapError) -> StoreError {
     move |source| StoreError::Map { map, source }
 }
 
-fn map_error(
-    map: &'static str,
-    capacity: u32,
-    remedy: &'static str,
-) -> impl Fn(MapError) -> StoreError {
+fn map_error(map: &'static str, capacity: u32) -> impl Fn(MapError) -> StoreError {
     move |source| {
-        let no_room = matches!(&source, MapError::SyscallError(error)
-            if matches!(error.io_error.raw_os_error(), Some(E2BIG | ENOSPC)));
-        if no_room {
-            StoreError::Full {
-                map,
-                capacity,
-                remedy,
-            }
+        let errno = if let MapError::SyscallError(error) = &source {
+            error.io_error.raw_os_error()
         } else {
-            StoreError::Map { map, source }
+            None
+        };
+        match errno {
+            Some(E2BIG | ENOSPC) => StoreError::Full { map, capacity },
+            Some(libc::ENOMEM) => StoreError::NoMemory { map },
+            _ => StoreError::Map { map, source },
         }
     }
 }
@@ -372,11 +363,7 @@ impl MapStore for BpfStore {
                 .names
                 .map
                 .insert(service.to_ne_bytes(), name.to_bytes(), ANY)
-                .map_err(map_error(
-                    map::NAMES,
-                    self.names.capacity,
-                    "give the agent a larger --max-services",
-                )),
+                .map_err(map_error(map::NAMES, self.names.capacity)),
             Step::WriteBackend { id, backend } => self.backends.store(*id, &backend.to_bytes()),
             Step::WriteSlots { first, backend_ids } => (*first..)
                 .zip(backend_ids)
@@ -399,11 +386,7 @@ impl MapStore for BpfStore {
             Step::PutSourceRange { service, range } => self
                 .source_ranges
                 .insert(&source_range_key(*service, range), PRESENT, ANY)
-                .map_err(map_error(
-                    map::SOURCE_RANGES,
-                    self.source_range_capacity,
-                    "write fewer and wider loadBalancerSourceRanges",
-                )),
+                .map_err(map_error(map::SOURCE_RANGES, self.source_range_capacity)),
             Step::RemoveSourceRange { service, range } => {
                 let key = source_range_key(*service, range);
                 removed(self.source_ranges.remove(&key)).map_err(|source| StoreError::Map {
@@ -414,11 +397,7 @@ impl MapStore for BpfStore {
             Step::PutServiceNet { net } => self
                 .service_nets
                 .insert(&service_net_key(net), PRESENT, ANY)
-                .map_err(map_error(
-                    map::SERVICE_NETS,
-                    self.service_net_capacity,
-                    "write fewer and wider ServiceCIDRs",
-                )),
+                .map_err(map_error(map::SERVICE_NETS, self.service_net_capacity)),
             Step::RemoveServiceNet { net } => {
                 removed(self.service_nets.remove(&service_net_key(net))).map_err(|source| {
                     StoreError::Map {

@@ -64,7 +64,6 @@ impl MapStore for FakeStore {
                 return Err(StoreError::Full {
                     map: map::FRONTENDS,
                     capacity: self.capacity.frontends,
-                    remedy: "none",
                 });
             }
             *left -= 1;

@@ -7,7 +7,7 @@ use proxy_common::abi::{
     ABI_VERSION, Backend, Counter, Frontend, FrontendKey, Service, ServiceName,
 };
 
-use crate::plan::{Step, address_of};
+use crate::plan::{Step, address_of, remedy};
 
 mod batch;
 pub mod bpf;
@@ -20,12 +20,15 @@ pub use shared_array::SharedArrayError;
 /// A map refused a write or couldn't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the map {map} has no room for another entry (capacity {capacity}): {remedy}")]
-    Full {
-        map: &'static str,
-        capacity: u32,
-        remedy: &'static str,
-    },
+    /// Somebody else has put entries into it, or it has fewer than it was made for.
+    #[error(
+        "the kernel has no room for another entry in the map {map} of {capacity}: {remedy}", remedy = remedy(map)
+    )]
+    Full { map: &'static str, capacity: u32 },
+    #[error(
+        "the kernel has no memory for another entry of the map {map}: free memory on the node, or raise the memory limit of the agent's cgroup"
+    )]
+    NoMemory { map: &'static str },
     #[error("the map {map}: {source}")]
     Map {
         map: &'static str,
@@ -39,6 +42,12 @@ pub enum StoreError {
     },
     #[error(transparent)]
     Shared(#[from] SharedArrayError),
+}
+
+impl StoreError {
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
 }
 
 /// How many elements each map has room for.

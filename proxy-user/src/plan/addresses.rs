@@ -7,8 +7,7 @@ use ipnet::IpNet;
 use proxy_common::abi::{Protocol, map};
 
 use super::{
-    ids::Full,
-    planner::{Plan, Planned, Refused, nobody},
+    planner::{Plan, Planned, nobody},
     step::Step,
 };
 use crate::{
@@ -73,14 +72,12 @@ impl Addresses {
         }
     }
 
-    /// Adds what leads to what is held by these Services. `room`: for how many more the
-    /// map is large enough.
+    /// Adds what leads to what is held by these Services. `reserved`: those there is room for.
     pub(super) fn plan<'a>(
         &self,
         plan: &mut Plan,
         services: impl Iterator<Item = &'a ObjectName>,
-        full: impl Fn() -> Full,
-        mut room: u64,
+        reserved: &HashSet<IpAddr>,
     ) {
         let mut planned = HashSet::default();
         // Those are tried again as a whole.
@@ -91,19 +88,12 @@ impl Addresses {
             .collect();
         for service in services.filter(|service| !refused.contains(*service)) {
             for &ip in self.of_service.get(service).into_iter().flatten() {
-                if self.known.contains(&ip) || !planned.insert(ip) {
-                    continue;
+                if reserved.contains(&ip) && planned.insert(ip) {
+                    plan.steps.push(Planned {
+                        port: Arc::new(key_of(service, ip)),
+                        step: Step::PutAddress { ip },
+                    });
                 }
-                let key = key_of(service, ip);
-                if room == 0 {
-                    plan.refused.push(Refused { key, full: full() });
-                    continue;
-                }
-                room -= 1;
-                plan.steps.push(Planned {
-                    port: Arc::new(key),
-                    step: Step::PutAddress { ip },
-                });
             }
         }
     }
@@ -128,7 +118,7 @@ impl Addresses {
 }
 
 /// Whose plan the entry of an address belongs to.
-fn key_of(service: &ObjectName, ip: IpAddr) -> PortKey {
+pub(super) fn key_of(service: &ObjectName, ip: IpAddr) -> PortKey {
     PortKey {
         service: service.clone(),
         port: "".into(),

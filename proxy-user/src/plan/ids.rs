@@ -4,15 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::abi::map;
 
-macro_rules! larger {
-    ($flag:literal) => {
-        concat!(
-            "for more, run `kube-portal cleanup` and start the agent with a larger ",
-            $flag
-        )
-    };
-}
-
 /// There is no room left in a map; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the map {map} is full: {needed} more needed, {used} of {capacity} used")]
@@ -26,12 +17,20 @@ pub struct Full {
 impl Full {
     /// What makes room.
     pub fn remedy(&self) -> &'static str {
-        match self.map {
-            map::FRONTENDS => larger!("--max-frontends"),
-            map::SERVICES => larger!("--max-services"),
-            map::SOURCE_RANGES => "write fewer and wider loadBalancerSourceRanges",
-            _ => larger!("--max-backends"),
+        remedy(self.map)
+    }
+}
+
+/// What makes room in a map.
+pub fn remedy(map: &str) -> &'static str {
+    match map {
+        map::FRONTENDS => "start the agent with a larger --max-frontends",
+        map::SERVICES | map::NAMES => "start the agent with a larger --max-services",
+        map::SOURCE_RANGES => {
+            "write fewer and wider loadBalancerSourceRanges, or start the agent with a larger --max-source-ranges"
         }
+        map::SERVICE_NETS => "write fewer and wider ServiceCIDRs",
+        _ => "start the agent with a larger --max-backends",
     }
 }
 
@@ -298,6 +297,56 @@ mod tests {
         assert_eq!((full.needed, full.used, full.capacity), (1, 8, 8));
         pool.give_back(run);
         assert!(pool.take(3).is_ok());
+    }
+
+    /// 20,000 Services with 250,000 endpoints in the 524,288 slots of the default, each changed some times:
+    /// a Service of 5,000 endpoints finds its new slots beside the old ones at any moment.
+    #[test]
+    fn a_large_service_finds_slots_among_many_small_ones_that_come_and_go() {
+        const LARGE: u32 = 13;
+        let mut state = 1_u64;
+        let mut random = move |below: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        let mut size = move || match random(100) {
+            // The worst there is: just more than a power of two, each with half of its slots unused.
+            0..50 => (1 << random(3)) + 1,
+            50..95 => 1 + random(20),
+            95..99 => 20 + random(80),
+            _ => 100 + random(500),
+        };
+        let mut pool = RunPool::new("M", 524_288);
+        let mut endpoints = 0;
+        let mut runs = Vec::new();
+        while runs.len() < 20_000 {
+            let count = size();
+            endpoints += count;
+            runs.push((count, pool.take(Run::order_for(count)).unwrap()));
+        }
+        while endpoints < 250_000 {
+            endpoints += 1_000;
+            runs.push((1_000, pool.take(Run::order_for(1_000)).unwrap()));
+        }
+        for round in 0..100_000 {
+            let at = round * 7_919 % runs.len();
+            let count = size();
+            if endpoints + count > 252_000 + runs[at].0 {
+                continue;
+            }
+            endpoints = endpoints + count - runs[at].0;
+            // The new one before the old one is given back.
+            let run = pool.take(Run::order_for(count)).unwrap();
+            pool.give_back(std::mem::replace(&mut runs[at], (count, run)).1);
+            if round % 100 == 0 {
+                let large = pool.take(LARGE).unwrap();
+                let new = pool.take(LARGE).unwrap();
+                pool.give_back(large);
+                pool.give_back(new);
+            }
+        }
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use proxy_common::abi::{
 };
 
 use super::{
-    addresses::{Addresses, ServiceNets},
+    addresses::{self, Addresses, ServiceNets},
     adopt, affinity,
     backends::{self, List},
     ids::{Epoch, Full, IdPool, Run, RunPool},
@@ -156,6 +156,7 @@ impl Planner {
         Used {
             frontends: self.frontends_used(),
             source_ranges: self.source_ranges_used,
+            service_nets: self.service_nets.known.len() as u64,
             services: self.service_ids.used(),
             backends: self.backend_ids.used(),
             slots: self.runs.used(),
@@ -213,23 +214,32 @@ impl Planner {
         let mut new = New::default();
         for change in changes {
             self.addresses.hold(&change.service, &change.addresses);
+            let before = (plan.steps.len(), new.frontends, new.source_ranges);
+            let refused_before = plan.refused.len();
+            let is_known = self.ports_of(&change.service).next().is_some();
             let mut wanted = HashSet::default();
+            let mut planned = Vec::new();
             for lists in in_lists(&change.ports).into_values() {
                 wanted.extend(lists.iter().map(|snapshot| &snapshot.key));
                 match self.plan_lists(&mut plan, &lists, &mut new) {
-                    Ok(keys) => {
-                        for (snapshot, key) in lists.iter().zip(keys) {
-                            taken.extend(
-                                snapshot
-                                    .frontends
-                                    .iter()
-                                    .map(|(address, _)| (*address, Arc::clone(&key))),
-                            );
-                            losers.push(key);
-                        }
-                    }
+                    Ok(keys) => planned.extend(lists.into_iter().zip(keys)),
                     Err(refused) => plan.refused.push(refused),
                 }
+            }
+            if plan.refused.len() == refused_before {
+                self.reserve_addresses(&mut plan, change, &mut new);
+            }
+            if !is_known && plan.refused.len() > refused_before {
+                // Whoever finds one of its ports would look for the others: it comes whole, or not yet.
+                self.take_back(&mut plan, before.0);
+                (new.frontends, new.source_ranges) = (before.1, before.2);
+                plan.refused.truncate(refused_before + 1);
+                continue;
+            }
+            for (snapshot, key) in planned {
+                let addresses = snapshot.frontends.iter().map(|(address, _)| *address);
+                taken.extend(addresses.map(|address| (address, Arc::clone(&key))));
+                losers.push(key);
             }
             let gone: Vec<Arc<PortKey>> = self
                 .ports_of(&change.service)
@@ -244,14 +254,8 @@ impl Planner {
         for key in losers {
             self.plan_frontend_removals(&mut plan, &key, &taken);
         }
-        let room =
-            u64::from(self.frontend_capacity).saturating_sub(self.frontends_used() + new.frontends);
-        self.addresses.plan(
-            &mut plan,
-            changes.iter().map(|change| &change.service),
-            || self.frontends_full(1, &new),
-            room,
-        );
+        let services = changes.iter().map(|change| &change.service);
+        self.addresses.plan(&mut plan, services, &new.addresses);
         if all {
             self.addresses.plan_removals(&mut plan);
             self.service_nets.plan(&mut plan);
@@ -304,12 +308,34 @@ impl Planner {
         self.ports.of(service)
     }
 
-    fn frontends_full(&self, needed: u64, new: &New) -> Full {
-        Full {
+    /// Whether FRONTENDS has room for so many more.
+    fn has_room(&self, needed: u64, new: &New) -> Result<(), Full> {
+        let used = self.frontends_used() + new.frontends + new.addresses.len() as u64;
+        let capacity = self.frontend_capacity.into();
+        if needed == 0 || used + needed <= capacity {
+            return Ok(());
+        }
+        Err(Full {
             map: map::FRONTENDS,
             needed,
-            used: self.frontends_used() + new.frontends,
-            capacity: self.frontend_capacity.into(),
+            used,
+            capacity,
+        })
+    }
+
+    /// Those of the Service's addresses that are not in the map.
+    fn reserve_addresses(&self, plan: &mut Plan, change: &Change, new: &mut New) {
+        let is_new = |ip: &&IpAddr| !self.addresses.is_known(ip) && !new.addresses.contains(*ip);
+        let missing: Vec<IpAddr> = change.addresses.iter().filter(is_new).copied().collect();
+        let Some(first) = missing.first() else {
+            return;
+        };
+        match self.has_room(missing.len() as u64, new) {
+            Ok(()) => new.addresses.extend(missing),
+            Err(full) => plan.refused.push(Refused {
+                key: addresses::key_of(&change.service, *first),
+                full,
+            }),
         }
     }
 
@@ -321,18 +347,15 @@ impl Planner {
         lists: &[&PortSnapshot],
         new: &mut New,
     ) -> Result<Vec<Arc<PortKey>>, Refused> {
-        let before = (plan.steps.len(), *new);
+        let before = (plan.steps.len(), new.frontends, new.source_ranges);
         let mut planned: Vec<List> = Vec::with_capacity(lists.len());
         for snapshot in lists {
             let local = planned.last().map_or(0, |list| list.id);
             match self.plan_port(plan, snapshot, local, new) {
                 Ok(list) => planned.push(list),
                 Err(full) => {
-                    let (steps, new_before) = before;
-                    for planned in plan.steps.split_off(steps) {
-                        self.abandon(plan, &planned);
-                    }
-                    *new = new_before;
+                    self.take_back(plan, before.0);
+                    (new.frontends, new.source_ranges) = (before.1, before.2);
                     return Err(Refused {
                         key: snapshot.key.clone(),
                         full,
@@ -342,6 +365,13 @@ impl Planner {
         }
         self.plan_twins(plan, before.0, &planned);
         Ok(planned.into_iter().map(|list| list.key).collect())
+    }
+
+    /// Gives up the steps from this one on, and what they had reserved.
+    fn take_back(&mut self, plan: &mut Plan, from: usize) {
+        for planned in plan.steps.split_off(from) {
+            self.abandon(plan, &planned);
+        }
     }
 
     /// `local`: the service id of the same port's list of this node, if it has one.
@@ -377,10 +407,7 @@ impl Planner {
             .iter()
             .filter(|(address, _)| !self.frontends.contains_key(address))
             .count() as u64;
-        let frontends_used = self.frontends_used() + new.frontends;
-        if frontends_used + additional > u64::from(self.frontend_capacity) {
-            return Err(self.frontends_full(additional, new));
-        }
+        self.has_room(additional, new)?;
 
         let mut wanted = [&snapshot.chosen[..], &snapshot.kept[..]].concat();
         wanted.sort_unstable();
@@ -630,10 +657,11 @@ impl Planner {
 }
 
 /// What a plan adds to maps whose elements have no ids.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct New {
     frontends: u64,
     source_ranges: u64,
+    addresses: HashSet<IpAddr>,
 }
 
 /// The lists of each Service port, those of this node first.
@@ -653,6 +681,7 @@ pub struct Used {
     /// With addresses as such.
     pub frontends: u64,
     pub source_ranges: u64,
+    pub service_nets: u64,
     pub services: u64,
     pub backends: u64,
     pub slots: u64,

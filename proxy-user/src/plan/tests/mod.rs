@@ -31,6 +31,7 @@ const AMPLE: Capacity = Capacity {
 const NOTHING: Used = Used {
     frontends: 0,
     source_ranges: 0,
+    service_nets: 0,
     services: 0,
     backends: 0,
     slots: 0,

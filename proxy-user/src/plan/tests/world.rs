@@ -233,7 +233,6 @@ impl MapStore for Checked {
                 return Err(StoreError::Full {
                     map: map::FRONTENDS,
                     capacity: 0,
-                    remedy: "none",
                 });
             }
             failure.after -= 1;
