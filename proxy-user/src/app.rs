@@ -33,18 +33,16 @@ use crate::{
     sctp::SctpPorts,
     surfaces::{Surfaces, SurfacesConfig},
     sync::{Outcome, Syncer},
-    watch,
+    watch::{
+        self,
+        kube::{Access, Connection, Contact, Patience},
+    },
 };
 
 #[derive(Clone, Debug)]
 pub enum Source {
     Manifests(PathBuf),
-    Kubernetes {
-        /// Without it, what the environment says.
-        kubeconfig: Option<PathBuf>,
-        /// The server's URL, in place of what that says.
-        master: Option<String>,
-    },
+    Kubernetes(Access),
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +73,8 @@ const BATCH: usize = 4096;
 /// After events were synced. The first of a flood is written at once, and those that come meanwhile
 /// are folded into the next plan, instead of a plan for each.
 const REST: Duration = Duration::from_millis(1);
+/// The Service port whose backends are the API servers.
+const API_SERVERS: &str = "default/kubernetes:https";
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const RETRY: Duration = Duration::from_secs(5);
 /// Where the kernel can't be asked to wait for its readers: longer than any program can run.
@@ -92,8 +92,9 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         facts,
         filters: Arc::clone(&filters),
     }));
-    let (mut source, client) = start_source(&config, events).await?;
-    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, client)?;
+    let (mut source, connection) = start_source(&config, events).await?;
+    let contact = connection.as_ref().map(Connection::contact);
+    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, connection.as_ref())?;
 
     let features = Features::probe();
     let mechanism = config.tc_attach.by(features).ok_or_else(|| {
@@ -128,6 +129,9 @@ pub async fn run(config: Config) -> Result<(), CliError> {
             observed.frontend_count(),
             observed.backends.len()
         );
+    }
+    if let Some(connection) = &connection {
+        connection.remember(&observed.backends_of(API_SERVERS));
     }
     let planner = Planner::adopt(store.capacity(), &observed);
     drop(observed);
@@ -165,6 +169,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         grace: None,
         is_stuck: false,
         asked: requests.states,
+        contact,
         auditing,
         redial: Redial::Idle(view),
         surfaces,
@@ -208,11 +213,11 @@ fn stopped(signal: &str) -> Result<(), CliError> {
 
 type SourceTask = JoinHandle<Result<(), CliError>>;
 
-/// With an API server, also a client for what is to be told there.
+/// With an API server, also the connection, for what is to be told there.
 async fn start_source(
     config: &Config,
     events: mpsc::Sender<Event>,
-) -> Result<(SourceTask, Option<kube::Client>), CliError> {
+) -> Result<(SourceTask, Option<Connection>), CliError> {
     let node_name = config.node_name.clone();
     Ok(match &config.source {
         Source::Manifests(directory) => {
@@ -227,18 +232,19 @@ async fn start_source(
             });
             (task, None)
         }
-        Source::Kubernetes { kubeconfig, master } => {
-            let cluster =
-                watch::kube::cluster_config(kubeconfig.as_deref(), master.as_deref()).await?;
-            log::info!("source: the API server {}", cluster.cluster_url);
-            let client = watch::kube::client(cluster)?;
-            let watching = client.clone();
+        Source::Kubernetes(access) => {
+            let connection = Connection::new(access.clone(), Patience::default()).await?;
+            log::info!(
+                "source: the API server {}",
+                connection.contact().freshness().server
+            );
+            let watching = connection.clone();
             let task = tokio::spawn(async move {
                 watch::kube::run(watching, node_name, events)
                     .await
                     .map_err(CliError::from)
             });
-            (task, Some(client))
+            (task, Some(connection))
         }
     })
 }
@@ -256,6 +262,8 @@ struct Agent {
     is_stuck: bool,
     /// Who asks for the state.
     asked: mpsc::Receiver<control::StateAsker>,
+    /// With the API server.
+    contact: Option<Contact>,
     auditing: Auditing,
     redial: Redial,
     surfaces: Surfaces,
@@ -339,6 +347,7 @@ impl Agent {
                     // It may have gone.
                     let _told = asker.send(control::State {
                         not_programmed: self.syncer.not_programmed(),
+                        api_server: self.contact.as_ref().map(Contact::freshness),
                     });
                     Outcome::default()
                 }

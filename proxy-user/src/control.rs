@@ -24,7 +24,7 @@ use tokio::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{audit::Audited, waiting::NotProgrammed};
+use crate::{audit::Audited, waiting::NotProgrammed, watch::kube::Freshness};
 
 /// What may be asked; all are of one length.
 const VERIFY: &[u8; 7] = b"verify\n";
@@ -47,6 +47,9 @@ pub struct State {
     /// Services whose last change is not in the maps.
     #[serde(default)]
     pub not_programmed: Vec<NotProgrammed>,
+    /// The API server it follows, and whether it can; absent for a folder of manifests.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub api_server: Option<Freshness>,
 }
 
 /// Where requests come out.

@@ -16,7 +16,7 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::Gauge,
+        gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets, linear_buckets},
     },
     registry::Registry,
@@ -30,6 +30,7 @@ use crate::{
     model::{Event, WithoutLocal},
     plan::Used,
     server::Answer,
+    watch::kube::Contact,
 };
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -62,7 +63,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// Without contact to an API server, nothing is shown of it.
+    pub(crate) fn new(contact: Option<Contact>) -> Self {
         let metrics = Self {
             registry: Registry::default(),
             kernel: Arc::default(),
@@ -105,10 +107,10 @@ impl Metrics {
         ] {
             let _zero = metrics.refused.get_or_create(&[("map", label(map))]);
         }
-        metrics.registered()
+        metrics.registered(contact)
     }
 
-    fn registered(mut self) -> Self {
+    fn registered(mut self, contact: Option<Contact>) -> Self {
         let theirs = self.registry.sub_registry_with_prefix("kubeproxy");
         let mut shown = |name: &str, help: &str, metric: Shown| match metric {
             Shown::Histogram(metric) => theirs.register(name, help, metric),
@@ -212,6 +214,9 @@ impl Metrics {
             self.capacity.clone(),
         );
         ours.register_collector(Box::new(self.kernel.clone()));
+        if let Some(contact) = contact {
+            ours.register_collector(Box::new(contact));
+        }
         self
     }
 
@@ -381,6 +386,19 @@ impl Kernel {
     }
 }
 
+impl Collector for Contact {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let encoder = encoder.encode_descriptor(
+            "state_stale_seconds",
+            "For how long the Services, EndpointSlices, ServiceCIDRs or the Node could not be followed; 0 while they can",
+            None,
+            MetricType::Gauge,
+        )?;
+        let stale = self.stale().unwrap_or_default();
+        ConstGauge::new(stale.as_secs_f64()).encode(encoder)
+    }
+}
+
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let store = self.store();
@@ -419,7 +437,7 @@ mod tests {
 
     #[test]
     fn the_names_and_labels_are_those_of_kube_proxy() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(None);
         let name = ObjectName::new("ns", "a");
         metrics.received(&Event::ServiceGone(name.clone()));
         metrics.received(&Event::SliceGone(name.clone()));
@@ -487,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_map_has_its_entries_and_its_room_under_one_label() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(None);
         assert_eq!(lines(&metrics, "kube_portal_map_"), [""; 0]);
         for entries in [7, 5] {
             metrics.set_map(Filling {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use comfy_table::{Table, presets};
@@ -18,6 +19,7 @@ use crate::{
     loader::{Hook, OnDevice},
     maps::{Capacity, Observed},
     plan::address_of,
+    watch::kube::{Freshness, span},
 };
 
 #[derive(Debug, Serialize)]
@@ -35,6 +37,30 @@ pub struct Status {
     pub service_nets: Vec<String>,
     pub maps: BTreeMap<&'static str, MapUse>,
     pub counters: BTreeMap<&'static str, u64>,
+}
+
+/// Who keeps the maps.
+fn agent_line(agent: Option<&State>) -> String {
+    let Some(agent) = agent else {
+        return "none runs: this is as the last one left it".to_owned();
+    };
+    match &agent.api_server {
+        None => "runs".to_owned(),
+        Some(Freshness {
+            server,
+            stale_secs: None,
+            ..
+        }) => format!("follows the API server {server}"),
+        Some(Freshness {
+            server,
+            stale_secs: Some(secs),
+            reason,
+        }) => format!(
+            "out of step with the API server {server} for {}: {}",
+            span(Duration::from_secs(*secs)),
+            reason.as_deref().unwrap_or_default()
+        ),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -277,6 +303,7 @@ impl Status {
             0 => "none: nothing is translated".to_owned(),
             _ => self.programs.join(" "),
         };
+        let _string_is_infallible = writeln!(out, "agent: {}", agent_line(self.agent.as_ref()));
         let _string_is_infallible = writeln!(out, "programs attached: {programs}\n");
         let lacking = self.agent.iter().flat_map(|agent| &agent.not_programmed);
         let lines: Vec<String> = lacking.map(|service| service.reason.clone()).collect();

@@ -24,6 +24,7 @@ use crate::{
     model::{Event, Family},
     server::{self, Answer, Handler, JSON, PLAIN, Server, at_once},
     sync::{Outcome, Syncer},
+    watch::kube::Connection,
 };
 
 /// Before a bind address is asked for again, as kube-proxy does.
@@ -69,12 +70,12 @@ impl Surfaces {
     pub(crate) fn start(
         config: &SurfacesConfig,
         node_name: &str,
-        client: Option<kube::Client>,
+        connection: Option<&Connection>,
     ) -> Result<Self, CliError> {
-        let needs_node = client.is_some();
+        let needs_node = connection.is_some();
         let health = Arc::new(Mutex::new(ProxyHealth::new(config.late)));
         lock(&health).set_node_eligible(!needs_node);
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(connection.map(Connection::contact)));
 
         let healthz = healthz_handler(health.clone(), metrics.clone());
         let healthz_flag = "--healthz-bind-address";
@@ -83,7 +84,7 @@ impl Surfaces {
         let metrics_flag = "--metrics-bind-address";
         keep_all(&config.metrics, metrics_flag, &show, config.hard_fail)?;
 
-        let events = client.map(|client| Events::start(client, node_name.to_owned()));
+        let events = connection.map(|known| Events::start(known.client(), node_name.to_owned()));
         if let Some(events) = &events {
             events.tell(Notice::starting(node_name));
         }

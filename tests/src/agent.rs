@@ -308,7 +308,10 @@ impl Agent {
             .stderr(Stdio::piped());
         if std::env::var_os("RUST_LOG").is_none() {
             // Each sync is told: tests count them.
-            command.env("RUST_LOG", "info,proxy_user::app=debug");
+            command.env(
+                "RUST_LOG",
+                "info,kube_client=error,kube_runtime=error,proxy_user::app=debug",
+            );
         }
         Ok(command)
     }

@@ -1,12 +1,13 @@
 //! A small Kubernetes API server: lists and watches as the real one answers them, and every way they
 //! break, on demand.
 //!
-//! Plain HTTP/1.1 on a listener of the caller's (which may live in a network namespace), run by a
+//! HTTP/1.1, plain or with TLS, on a listener of the caller's (which may live in a network namespace), run by a
 //! thread of its own, so tests may be asynchronous or not. Objects are JSON and are not validated.
 
 mod http;
 mod objects;
 mod selector;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -20,8 +21,10 @@ use std::{
 
 use serde_json::Value;
 use tokio::{runtime, sync::watch};
+use tokio_rustls::rustls::ServerConfig;
 
 use self::objects::Store;
+pub use self::tls::{Authority, Identity};
 
 /// How an expired `resourceVersion` is told (the real server does either).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +60,16 @@ struct State {
     fail: Option<Failure>,
     /// A resource that is not served, and the status its requests get.
     withheld: Option<(String, u16)>,
+    /// Of new connections; without it, they are plain.
+    tls: Option<Arc<ServerConfig>>,
+    /// The only one that is let in.
+    token: Option<String>,
+    /// A resource whose lists stop in the middle.
+    stalled: Option<&'static str>,
+    /// Watches are granted, and over.
+    ends_watches: bool,
     log: Vec<String>,
+    asked: Vec<Instant>,
     /// When the last page of each resource's list, and the last event of any watch, was handed to
     /// its connection.
     listed: BTreeMap<&'static str, Instant>,
@@ -66,11 +78,11 @@ struct State {
     connections: BTreeMap<u64, usize>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Failure {
     left: usize,
     status: u16,
-    retry_after_secs: Option<u64>,
+    retry_after: Option<String>,
 }
 
 impl Shared {
@@ -183,22 +195,53 @@ impl ApiServer {
         self.shared.state().withheld = Some((resource.to_owned(), status));
     }
 
+    /// The opposite of [`Self::withhold`].
+    pub fn grant_all(&self) {
+        self.shared.state().withheld = None;
+    }
+
     /// Answers the next `n` requests with a status.
     pub fn fail_next(&self, n: usize, status: u16) {
         self.fail(n, status, None);
     }
 
-    /// As [`Self::fail_next`], asking to wait that long.
-    pub fn fail_next_retry_after(&self, n: usize, status: u16, retry_after_secs: u64) {
-        self.fail(n, status, Some(retry_after_secs));
+    /// As [`Self::fail_next`], asking to wait: seconds, or a date as HTTP writes it.
+    pub fn fail_next_retry_after(&self, n: usize, status: u16, retry_after: &str) {
+        self.fail(n, status, Some(retry_after.to_owned()));
     }
 
-    fn fail(&self, left: usize, status: u16, retry_after_secs: Option<u64>) {
+    fn fail(&self, left: usize, status: u16, retry_after: Option<String>) {
         self.shared.state().fail = Some(Failure {
             left,
             status,
-            retry_after_secs,
+            retry_after,
         });
+    }
+
+    /// New connections speak TLS: the server is `identity`, and with `clients` they need a certificate of
+    /// theirs. Those there are go on.
+    ///
+    /// # Errors
+    /// A certificate that can't be used.
+    pub fn use_tls(&self, identity: &Identity, clients: Option<&Authority>) -> io::Result<()> {
+        self.shared.state().tls = Some(identity.server(clients)?);
+        Ok(())
+    }
+
+    /// Whoever has another token is not known (401).
+    pub fn demand_token(&self, token: &str) {
+        self.shared.state().token = Some(token.to_owned());
+    }
+
+    /// Lists of this resource stop in the middle of the answer, until another or none is stalled. Those that
+    /// are stalled stay so.
+    pub fn stall(&self, resource: Option<&'static str>) {
+        self.shared.state().stalled = resource;
+    }
+
+    /// Watches are granted, and end at once with nothing said.
+    pub fn end_watches_at_once(&self, on: bool) {
+        self.shared.state().ends_watches = on;
     }
 
     /// How many watches of a resource ("services", "endpointslices", "nodes") are connected.
@@ -209,6 +252,11 @@ impl ApiServer {
     /// Method, path and query of every request so far.
     pub fn log(&self) -> Vec<String> {
         self.shared.state().log.clone()
+    }
+
+    /// When each request of [`Self::log`] came.
+    pub fn asked_at(&self) -> Vec<Instant> {
+        self.shared.state().asked.clone()
     }
 
     /// When the last page of the newest list of a resource was ready and about to be written to its
@@ -229,12 +277,17 @@ impl ApiServer {
 
     /// Writes a kubeconfig that leads here.
     pub fn kubeconfig(&self, path: &Path) -> io::Result<()> {
+        self.kubeconfig_to(path, &format!("http://{}", self.addr))
+    }
+
+    /// The same with another URL for it.
+    pub fn kubeconfig_to(&self, path: &Path, url: &str) -> io::Result<()> {
         let config = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.addr)}}],
+            "clusters": [{"name": "test", "cluster": {"server": url}}],
             "users": [{"name": "test", "user": {"token": "test"}}],
         });
         std::fs::write(path, config.to_string())

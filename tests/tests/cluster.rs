@@ -1,11 +1,14 @@
 //! The agent and an API server, from the watch to the socket.
 
+use std::net::{SocketAddr, TcpListener};
+
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use tests::{
-    Service, World,
+    EndpointSlice, Service, World,
     apiserver::{ApiServer, Gone},
     bpf,
-    cluster::{Cluster, service, slice},
+    cluster::{Cluster, object, service, slice},
     probe::{ChurnPlan, ChurnReport},
     stage::{PATIENCE, VIP4, answered_by, at, eventually},
 };
@@ -186,12 +189,37 @@ fn while_the_server_is_gone_everything_stays_and_what_changed_follows_when_it_is
         let tally = cluster.client().probe().connect_many(at(VIP4, 80), 60)?;
         answered_by(&tally, &BACKENDS)
     };
+    let metric = |cluster: &Cluster| -> Result<f64> {
+        let netns = cluster.world.node("node-a").netns();
+        let metrics = tests::http::get(netns, at("127.0.0.1", 10249), "/metrics")?;
+        let line = metrics
+            .body
+            .lines()
+            .find_map(|line| line.strip_prefix("kube_portal_state_stale_seconds "));
+        Ok(line.context("no such metric")?.parse()?)
+    };
+    let followed = |cluster: &Cluster| -> Result<Value> {
+        Ok(cluster.agent.status()?["agent"]["api_server"].take())
+    };
+    ensure!(metric(&cluster)? == 0.0);
+    ensure!(followed(&cluster)?["stale_secs"] == Value::Null);
     cluster.stop_server()?;
-    for kind in ["Service watch", "EndpointSlice watch"] {
-        cluster
-            .agent
-            .wait_line(&["WARN", kind, "last known state is kept"], PATIENCE)?;
-    }
+    cluster.agent.wait_line(
+        &["WARN", "API server http://", "last known state is kept"],
+        PATIENCE,
+    )?;
+    ensure!(metric(&cluster)? > 0.0);
+    let told = followed(&cluster)?;
+    ensure!(
+        told["stale_secs"].is_u64()
+            && told["reason"]
+                .as_str()
+                .is_some_and(|reason| reason.contains("refused")),
+        "{told}"
+    );
+    // For all watches together, and not in the words of a library.
+    ensure!(cluster.agent.count_log("WARN ] API server") == 1);
+    ensure!(cluster.agent.count_log("eof in poll") == 0);
     probe(&cluster)?;
     ensure!(cluster.agent.status()?["frontends"] == before);
 
@@ -199,16 +227,95 @@ fn while_the_server_is_gone_everything_stays_and_what_changed_follows_when_it_is
     cluster.agent.kill();
     cluster.agent.restart()?;
     cluster.agent.wait_log("adopting 2 frontends", PATIENCE)?;
-    cluster
-        .agent
-        .wait_line(&["WARN", "Service watch"], PATIENCE)?;
+    cluster.agent.wait_line(&["WARN", "API server"], PATIENCE)?;
     probe(&cluster)?;
     ensure!(cluster.agent.status()?["frontends"] == before);
     ensure!(cluster.agent.count_log("first sync done") == 0);
 
     cluster.start_server(|world, server| fill(world, server, &["backend-3"]))?;
     cluster.agent.wait_ready(PATIENCE)?;
-    served_by(&cluster, &["backend-3"])
+    served_by(&cluster, &["backend-3"])?;
+    eventually("all kinds to be followed", || {
+        let told = followed(&cluster)?;
+        ensure!(
+            told["server"].is_string() && told["stale_secs"] == Value::Null,
+            "{told}"
+        );
+        ensure!(metric(&cluster)? == 0.0);
+        Ok(())
+    })
+}
+
+/// `default/kubernetes`, and the API server as its only endpoint.
+fn api_server(endpoint: Option<SocketAddr>) -> [Value; 2] {
+    let service = Service::new("kubernetes", ["10.96.0.1"]).tcp("https", 443);
+    let mut slice = EndpointSlice::v4("kubernetes", "kubernetes");
+    if let Some(endpoint) = endpoint {
+        slice = slice
+            .tcp("https", endpoint.port())
+            .ready(endpoint.ip(), "node-a");
+    }
+    [tests::cluster::service(&service), object(&slice.yaml())]
+}
+
+/// Whoever can reach the API server only through what it programs itself.
+#[test]
+fn behind_its_own_cluster_ip_the_api_server_is_found_again() -> Result<()> {
+    let world = World::builder().node("node-a", ["client"]).build()?;
+    let node = world.node("node-a");
+    let listen = |at: SocketAddr| -> Result<TcpListener> {
+        Ok(node.netns().enter(|| TcpListener::bind(at))??)
+    };
+    let server = ApiServer::start(listen(SocketAddr::new(node.ip4(), 0))?)?;
+    let endpoint = server.addr();
+    let apply = |server: &ApiServer, endpoint| {
+        api_server(endpoint)
+            .into_iter()
+            .for_each(|it| server.apply(it))
+    };
+    apply(&server, Some(endpoint));
+    let kubeconfig = world.dir().join("kubeconfig");
+    let leads_to = |at: &str| server.kubeconfig_to(&kubeconfig, &format!("http://{at}"));
+    let room = ["--max-services", "1024", "--max-backends", "1024"];
+
+    // Nothing is programmed yet: it has to be told where an API server is.
+    leads_to("10.96.0.1:443")?;
+    let told = format!("http://192.168.50.1:1,http://{endpoint}");
+    let first = [&room[..], &["--apiserver", &told]].concat();
+    let source = tests::Source::Kubeconfig(kubeconfig.clone());
+    let mut agent = node.start_agent_with(source.clone(), &first)?;
+    agent.wait_ready(PATIENCE)?;
+
+    // What it has programmed leads there.
+    agent.restart_with(source.clone(), &room)?;
+    agent.wait_ready(PATIENCE)?;
+    ensure!(agent.status()?["agent"]["api_server"]["server"] == "http://10.96.0.1:443/");
+
+    // An address that is out of date is made up for by what is remembered.
+    leads_to("192.168.50.1:1")?;
+    agent.restart_with(source.clone(), &room)?;
+    agent.wait_ready(PATIENCE)?;
+    ensure!(agent.status()?["agent"]["api_server"]["server"] == format!("http://{endpoint}/"));
+
+    // The API server stops: it takes itself out first. Its address must not become one that refuses.
+    leads_to("10.96.0.1:443")?;
+    agent.restart_with(source.clone(), &room)?;
+    agent.wait_ready(PATIENCE)?;
+    apply(&server, None);
+    server.apply(service(&web()));
+    eventually("the last change to be there", || {
+        ensure!(agent.status()?.to_string().contains("default/web:http"));
+        Ok(())
+    })?;
+    drop(server);
+    agent.kill();
+    agent.restart()?;
+    agent.wait_line(&["WARN", "API server http://"], PATIENCE)?;
+    let listener = eventually("the address to be free", || listen(endpoint))?;
+    let server = ApiServer::start_with(listener, |server| apply(server, None))?;
+    agent.wait_ready(PATIENCE)?;
+    drop((agent, server));
+    Ok(())
 }
 
 #[test]

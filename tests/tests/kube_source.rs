@@ -8,7 +8,7 @@ use std::{
 
 use proxy_user::{
     model::{Event, Kind, Node, ObjectName},
-    watch::kube,
+    watch::kube::{self, Access, Connection, Contact, Patience},
 };
 use serde_json::{Value, json};
 use tests::apiserver::{ApiServer, Gone};
@@ -46,11 +46,14 @@ fn node(zone: &str) -> Value {
 struct Source {
     rx: mpsc::Receiver<Event>,
     task: JoinHandle<()>,
+    contact: Contact,
     /// Service name to its address.
     services: BTreeMap<String, String>,
     slices: BTreeSet<String>,
     service_cidrs: BTreeMap<String, String>,
     zone: Option<String>,
+    /// Endpoints of `default/kubernetes`.
+    api_servers: Vec<String>,
     /// What the list in progress has not brought so far.
     unseen: BTreeMap<Kind, BTreeSet<String>>,
     lists: BTreeMap<Kind, usize>,
@@ -67,21 +70,31 @@ impl Source {
     }
 
     async fn start_with(kubeconfig: &Path) -> Self {
-        let config = kube::client_config(Some(kubeconfig))
-            .await
-            .expect("a configuration");
+        Self::start_by(access(kubeconfig), Patience::default()).await
+    }
+
+    async fn start_by(access: Access, patience: Patience) -> Self {
+        let connection = Connection::new(access, patience).await;
+        Self::start_on(connection.expect("a connection"))
+    }
+
+    fn start_on(connection: Connection) -> Self {
         let (tx, rx) = mpsc::channel(16);
+        let contact = connection.contact();
         let task = tokio::spawn(async {
-            let client = kube::client(config).expect("a client");
-            kube::run(client, "n1".into(), tx).await.expect("it runs");
+            kube::run(connection, "n1".into(), tx)
+                .await
+                .expect("it runs");
         });
         Self {
             rx,
             task,
+            contact,
             services: BTreeMap::new(),
             slices: BTreeSet::new(),
             service_cidrs: BTreeMap::new(),
             zone: None,
+            api_servers: Vec::new(),
             unseen: BTreeMap::new(),
             lists: BTreeMap::new(),
             changes: Vec::new(),
@@ -102,6 +115,16 @@ impl Source {
                 self.services, self.slices, self.lists
             );
         }
+    }
+
+    /// Waits for something outside, and folds nothing meanwhile: nothing is expected.
+    async fn until_idle(&mut self, what: &str, condition: impl Fn() -> bool) {
+        let reached = timeout(IN_TIME, async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(reached.await.is_ok(), "{what}: not in time");
     }
 
     async fn until_listed(&mut self, times: usize) {
@@ -161,6 +184,10 @@ impl Source {
                 self.services.remove(&name(&gone));
             }
             Event::SliceApplied(slice) => {
+                if &*slice.service.name == "kubernetes" {
+                    let endpoints = slice.endpoints.iter();
+                    self.api_servers = endpoints.map(|it| it.address.to_string()).collect();
+                }
                 self.see(Kind::EndpointSlice, &slice.name);
                 self.slices.insert(name(&slice.name));
             }
@@ -191,6 +218,13 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+fn access(kubeconfig: &Path) -> Access {
+    Access {
+        kubeconfig: Some(kubeconfig.to_owned()),
+        servers: Vec::new(),
     }
 }
 
@@ -459,7 +493,7 @@ async fn errors_at_the_start_are_retried() {
     let sources = [500, 503, 429, 403].map(async |status| {
         let server = server();
         server.apply(service("a", "10.0.0.1"));
-        server.fail_next_retry_after(5, status, 1);
+        server.fail_next_retry_after(2, status, "1");
         let mut source = Source::start(&server).await;
         source.until_listed(1).await;
         assert_eq!(source.services.len(), 1, "{status}");
@@ -610,7 +644,7 @@ async fn the_source_ends_when_nobody_listens() {
 async fn a_bad_kubeconfig_is_told_in_one_line() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("kubeconfig");
-    let missing = kube::client_config(Some(&file))
+    let missing = Connection::new(access(&file), Patience::default())
         .await
         .expect_err("no file")
         .to_string();
@@ -634,7 +668,7 @@ async fn a_bad_kubeconfig_is_told_in_one_line() {
         ),
     ] {
         std::fs::write(&file, text).expect("written");
-        let error = kube::client_config(Some(&file))
+        let error = Connection::new(access(&file), Patience::default())
             .await
             .expect_err(text)
             .to_string();
@@ -696,4 +730,70 @@ async fn service_cidrs_that_are_withheld_are_none_and_the_rest_is_listed() {
         // It is left alone for a while.
         assert_eq!(count_lists(&server, "/servicecidrs"), 1);
     }
+}
+
+/// As a server does that has just started, and has not read its roles.
+#[tokio::test]
+async fn service_cidrs_that_are_withheld_for_a_moment_stay() {
+    for status in [403, 404] {
+        let server = server();
+        server.apply(service_cidr("kubernetes", "10.96.0.0/12"));
+        let mut source = Source::start(&server).await;
+        source.until_listed(1).await;
+        until_service_cidrs(&mut source, &[("kubernetes", "10.96.0.0/12")]).await;
+        server_until(&server, "the watches are up", all_watching).await;
+        server.withhold("servicecidrs", status);
+        server.cut();
+        let contact = source.contact.clone();
+        source
+            .until_idle("it is known to be out of date", || {
+                let reason = contact.freshness().reason;
+                reason.is_some_and(|reason| reason.contains(&format!("servicecidrs: {status}")))
+            })
+            .await;
+        server.apply(service_cidr("more", "fd96::/108"));
+        server.grant_all();
+        let both = [("kubernetes", "10.96.0.0/12"), ("more", "fd96::/108")];
+        until_service_cidrs(&mut source, &both).await;
+        assert_eq!(
+            source.lists[&Kind::ServiceCidr],
+            1,
+            "never taken for absent"
+        );
+    }
+}
+
+fn api_server_slice(endpoints: &[&str]) -> Value {
+    let mut object = slice("kubernetes");
+    object["metadata"]["namespace"] = "default".into();
+    object["endpoints"] = endpoints
+        .iter()
+        .map(|address| json!({"addresses": [address], "conditions": {"ready": true}}))
+        .collect();
+    object["ports"] = json!([{"name": "https", "port": 6443, "protocol": "TCP"}]);
+    object
+}
+
+#[tokio::test]
+async fn the_last_api_server_that_takes_itself_out_stays_in_default_kubernetes() {
+    let server = server();
+    server.apply(api_server_slice(&["10.9.0.1"]));
+    let mut source = Source::start(&server).await;
+    source.until_listed(1).await;
+    let endpoints = |source: &Source| source.api_servers.clone();
+    assert_eq!(endpoints(&source), ["10.9.0.1"]);
+    server_until(&server, "the watches are up", all_watching).await;
+    // As an event, and in a list.
+    server.apply(api_server_slice(&[]));
+    server.compact();
+    server.cut();
+    server.tell_gone(Gone::Event);
+    source.until_listed(2).await;
+    assert_eq!(endpoints(&source), ["10.9.0.1"]);
+    server.apply(api_server_slice(&["10.9.0.2"]));
+    source
+        .until("the next API server", |source| {
+            endpoints(source) == ["10.9.0.2"]
+        })
+        .await;
 }

@@ -14,14 +14,24 @@ use crate::{
     memory,
     server::sockets_of,
     surfaces::SurfacesConfig,
+    watch::kube::Access,
 };
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
     /// Serve the Services and EndpointSlices in this folder of YAML or JSON files, and follow its
     /// changes.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master", "apiserver"])]
     manifests: Option<PathBuf>,
+    /// URLs of API servers, tried in turn, in place of the kubeconfig's or service account's: for nodes
+    /// where that one is reached only through kube-portal. May be given several times.
+    #[arg(
+        long,
+        value_name = "URL,...",
+        value_delimiter = ',',
+        conflicts_with = "master"
+    )]
+    apiserver: Vec<String>,
     /// Processes in this cgroup v2 directory and below are served [default: the first cgroup v2
     /// mount]
     #[arg(long, value_name = "DIR")]
@@ -144,10 +154,15 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     let config = app::Config {
         source: match args.manifests {
             Some(directory) => app::Source::Manifests(directory),
-            None => app::Source::Kubernetes {
+            None => app::Source::Kubernetes(Access {
                 kubeconfig: settings.kubeconfig,
-                master: args.proxy.master,
-            },
+                servers: args
+                    .proxy
+                    .master
+                    .into_iter()
+                    .chain(args.apiserver)
+                    .collect(),
+            }),
         },
         node_name,
         node_ports: settings.node_ports,
@@ -190,9 +205,10 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 /// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.
 fn start_log(verbosity: u32) {
+    // kube warns of what the watch tells in its own words.
     let filter = match verbosity {
-        0..=3 => "info",
-        4..=5 => "info,proxy_user=debug",
+        0..=3 => "info,kube_client=error,kube_runtime=error",
+        4..=5 => "info,kube_client=error,kube_runtime=error,proxy_user=debug",
         6.. => "info,proxy_user=trace",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))

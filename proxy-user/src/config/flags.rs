@@ -20,7 +20,7 @@ pub struct ProxyFlags {
     /// Write the configuration that would be used, with every default, to this file, and exit.
     #[arg(long, value_name = "FILE", help_heading = HEADING)]
     pub write_config_to: Option<PathBuf>,
-    /// The API server's URL, instead of the kubeconfig's.
+    /// The API server's URL, instead of the kubeconfig's. The same as one --apiserver.
     #[arg(long, value_name = "URL", help_heading = HEADING)]
     pub master: Option<String>,
     /// Do what `kube-portal cleanup` does, and exit.

@@ -1,10 +1,13 @@
 //! Where a plan is carried out, and what is found there.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, Service, ServiceName,
+    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, Service, ServiceName, SockAddr,
 };
 
 use crate::plan::{Step, address_of, remedy};
@@ -84,6 +87,18 @@ impl Observed {
             .keys()
             .filter(|key| address_of(key).is_none())
             .count()
+    }
+
+    /// Where the Service port of this name (`namespace/name:port`) leads, in any family; sorted.
+    pub fn backends_of(&self, name: &str) -> Vec<SocketAddr> {
+        let named = |id: &u32| self.names.get(id).is_some_and(|known| known.text() == name);
+        let theirs = self
+            .backends
+            .values()
+            .filter(|backend| named(&backend.service));
+        let addresses =
+            theirs.map(|backend| SockAddr::from_parts(backend.addr, backend.port_be).socket_addr());
+        addresses.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 

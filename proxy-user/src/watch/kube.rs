@@ -6,11 +6,23 @@
 //! known last goes on working.
 
 mod client;
+mod connection;
+mod contact;
 mod loose;
 mod outage;
+mod retry_after;
+mod servers;
+mod turns;
 mod wire;
 
-use std::{collections::HashSet, fmt::Debug, pin::pin, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Debug,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::StreamExt;
 use k8s_openapi::{
@@ -18,7 +30,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client, Resource,
+    Api, Resource,
     runtime::{
         utils::Backoff,
         watcher::{self, DefaultBackoff, watcher},
@@ -26,20 +38,28 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
-pub use self::client::{client, client_config, cluster_config};
-use self::{loose::Loose, outage::Outage, wire::Stripped};
+pub(crate) use self::contact::span;
+pub use self::{
+    client::{Access, Patience},
+    connection::Connection,
+    contact::{Contact, Freshness},
+};
+use self::{contact::Failure, loose::Loose, wire::Stripped};
 use super::{SourceError, standing::Standing};
 use crate::model::{
     Event, Kind, Node,
     ingest::{self, Ingested},
 };
 
-/// The server ends a watch after this time, and it is resumed; one that is silent for longer is dead.
-const WATCH_TIMEOUT_SECS: u32 = 240;
-/// A page of a list comes within this time, or the request hangs.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often it is looked whether an optional kind is served by now.
-const ABSENT_PAUSE: Duration = Duration::from_secs(300);
+/// How often it is looked whether an optional kind is served by now: the first time, and at most. A server
+/// that has just started refuses everybody for some seconds, until it has read its roles.
+const ABSENT_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_ABSENT_PAUSE: Duration = Duration::from_secs(300);
+/// For so long the objects of a kind that was there are kept when it is withheld.
+const WITHHELD_AT_ONCE: Duration = Duration::from_secs(60);
+
+/// Of the port of `default/kubernetes`.
+const API_SERVER_PORT: &str = "https";
 
 const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
 /// Of Services: headless ones are never even sent.
@@ -49,11 +69,14 @@ const SLICE_LABELS: &str =
 
 /// Runs until the receiver is gone.
 pub async fn run(
-    client: Client,
+    connection: Connection,
     node_name: String,
     tx: mpsc::Sender<Event>,
 ) -> Result<(), SourceError> {
-    let config = watcher::Config::default().timeout(WATCH_TIMEOUT_SECS);
+    let client = connection.client();
+    // The server ends a watch after this time, and it is resumed; one that is silent for longer is dead.
+    let config = watcher::Config::default().timeout(connection.patience().watch_secs());
+    let api_servers = ApiServers::new(connection.clone());
 
     let services = Watch {
         what: "Service",
@@ -62,14 +85,16 @@ pub async fn run(
         apply: ingest::service,
         gone: ingest::service_gone,
         tx: tx.clone(),
+        contact: connection.contact(),
     };
     let slices = Watch {
         what: "EndpointSlice",
         list: Some(Kind::EndpointSlice),
         without_it: None,
-        apply: ingest::slice,
+        apply: |slice| ingest::slice(api_servers.kept(slice)),
         gone: ingest::slice_gone,
         tx: tx.clone(),
+        contact: connection.contact(),
     };
     let service_cidrs = Watch {
         what: "ServiceCIDR",
@@ -80,6 +105,7 @@ pub async fn run(
         apply: ingest::service_cidr,
         gone: ingest::service_cidr_gone,
         tx: tx.clone(),
+        contact: connection.contact(),
     };
     let node = Watch {
         what: "Node",
@@ -88,6 +114,7 @@ pub async fn run(
         apply: |node: core::Node| ingest::node(node, &node_name),
         gone: |_: &ObjectMeta| Some(ingest::node_gone(&node_name)),
         tx: tx.clone(),
+        contact: connection.contact(),
     };
     let watches = async {
         tokio::join!(
@@ -116,6 +143,55 @@ pub async fn run(
     Ok(())
 }
 
+/// The slices of `default/kubernetes`, whose endpoints are the API servers themselves.
+struct ApiServers {
+    connection: Connection,
+    /// By name, when they last had endpoints.
+    slices: Mutex<BTreeMap<String, discovery::EndpointSlice>>,
+}
+
+impl ApiServers {
+    fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            slices: Mutex::default(),
+        }
+    }
+
+    /// Remembers them. An API server that stops takes itself out, and the last one leaves none: then the
+    /// slice stays as it was. Else this node would refuse what leads to the API server, and if that is our
+    /// own way to it, would never learn that it is back.
+    fn kept(&self, slice: discovery::EndpointSlice) -> discovery::EndpointSlice {
+        let labels = slice.metadata.labels.as_ref();
+        let service = labels.and_then(|labels| labels.get(ingest::LABEL_SERVICE_NAME));
+        let theirs = slice.metadata.namespace.as_deref() == Some("default")
+            && service.is_some_and(|service| service == "kubernetes");
+        let Some(name) = slice.metadata.name.clone().filter(|_| theirs) else {
+            return slice;
+        };
+        let mut slices = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
+        if slice.endpoints.is_empty() {
+            return slices.get(&name).cloned().unwrap_or(slice);
+        }
+        slices.insert(name, slice.clone());
+        let addresses: Vec<SocketAddr> = slices.values().flat_map(api_servers).collect();
+        self.connection.remember(&addresses);
+        slice
+    }
+}
+
+fn api_servers(slice: &discovery::EndpointSlice) -> impl Iterator<Item = SocketAddr> {
+    let ports = slice.ports.iter().flatten();
+    let port = ports
+        .filter(|port| port.name.as_deref() == Some(API_SERVER_PORT))
+        .find_map(|port| u16::try_from(port.port?).ok());
+    let addresses = slice
+        .endpoints
+        .iter()
+        .flat_map(|endpoint| &endpoint.addresses);
+    addresses.filter_map(move |address| Some(SocketAddr::new(address.parse().ok()?, port?)))
+}
+
 struct Watch<A, G> {
     what: &'static str,
     /// `None` for the Node: there is at most one, so its list is its absence or itself.
@@ -125,6 +201,7 @@ struct Watch<A, G> {
     apply: A,
     gone: G,
     tx: mpsc::Sender<Event>,
+    contact: Contact,
 }
 
 /// The receiver is gone.
@@ -141,74 +218,84 @@ struct State {
     /// Whom the list in progress brought: of the Node itself, else those with problems.
     listed: HashSet<String>,
     node: Option<Node>,
-    /// It has been said that the kind is not served.
-    absent: bool,
+    /// It has been listed, and not been withheld since.
+    known: bool,
+    /// Since when the server has withheld the kind.
+    withheld: Option<Instant>,
+    /// It has been said that the kind is not served, and how long it is not asked for.
+    absent: Option<Duration>,
+}
+
+impl State {
+    /// Why the kind is not served, if that is to be believed.
+    fn withheld_for_good(&mut self, error: &watcher::Error) -> Option<&'static str> {
+        let reason = outage::withheld(error)?;
+        let since = *self.withheld.get_or_insert_with(Instant::now);
+        (!self.known || since.elapsed() >= WITHHELD_AT_ONCE).then_some(reason)
+    }
 }
 
 impl<A, G> Watch<A, G> {
     async fn run<K>(self, api: Api<Loose<K>>, config: watcher::Config)
     where
-        K: Stripped + Clone + Debug + Send + 'static,
+        K: Stripped + k8s_openapi::Resource + Clone + Debug + Send + 'static,
         A: Fn(K) -> Ingested,
         G: Fn(&ObjectMeta) -> Option<Event>,
     {
         let mut state = State::default();
         let mut backoff = DefaultBackoff::default();
-        let mut outage = Outage::new(self.what);
+        let plural = K::URL_PATH_SEGMENT;
+        self.contact.missed(plural, Instant::now());
         // Each round begins with a list.
         loop {
             let mut events = pin!(watcher(api.clone(), config.clone()));
-            loop {
-                let next = if state.listing {
-                    tokio::time::timeout(LIST_TIMEOUT, events.next()).await
-                } else {
-                    Ok(events.next().await)
-                };
-                let error = match next {
-                    Ok(Some(Ok(event))) => {
+            while let Some(event) = events.next().await {
+                let error = match event {
+                    Ok(event) => {
                         // An Init says only that the list is going to be asked for.
                         if !matches!(event, watcher::Event::Init) {
                             backoff.reset();
-                            outage.over(Instant::now());
-                            state.absent = false;
+                            state.absent = None;
+                            state.withheld = None;
+                            state.known |= matches!(event, watcher::Event::InitDone);
+                            if state.listing {
+                                let over = self.contact.answered(plural, Instant::now());
+                                over.into_iter().for_each(contact::Line::tell);
+                            }
                         }
                         if self.tell(event, &mut state).await.is_err() {
                             return;
                         }
                         continue;
                     }
-                    Ok(Some(Err(error))) => Some(error),
-                    Ok(None) => break,
-                    Err(_) => None,
+                    Err(error) => error,
                 };
                 // Nobody waits for an object that can't be had; while no server answers, the others can't
                 // be had either.
-                if error.as_ref().is_none_or(outage::is_answer)
+                if (outage::is_answer(&error) || outage::is_silence(&error))
                     && self.list.is_none()
                     && state.node.is_none()
                     && self.is_none(&mut state).await.is_err()
                 {
                     return;
                 }
+                if outage::is_gone(&error) {
+                    // The server is there. How long it took to come back must not delay the list.
+                    backoff.reset();
+                }
                 let mut pause = backoff.next().unwrap_or_default();
-                let list_again = match &error {
-                    Some(error)
-                        if let (Some(missing), Some(reason)) =
-                            (self.without_it, outage::withheld(error)) =>
-                    {
-                        if self.absent(reason, missing, &mut state).await.is_err() {
-                            return;
+                let list_again = match (self.without_it, state.withheld_for_good(&error)) {
+                    (Some(missing), Some(reason)) => {
+                        self.contact.without(plural);
+                        match self.absent(reason, missing, &mut state).await {
+                            Ok(absent) => pause += absent,
+                            Err(Closed) => return,
                         }
-                        pause += ABSENT_PAUSE;
                         true
                     }
-                    Some(error) => {
-                        outage.error(error, Instant::now());
-                        outage::needs_list(error)
-                    }
-                    None => {
-                        outage.hangs(LIST_TIMEOUT, Instant::now());
-                        true
+                    _ => {
+                        self.failed(plural, &error);
+                        outage::needs_list(&error)
                     }
                 };
                 // Jittered, so that the nodes of a cluster don't come back all at once.
@@ -218,6 +305,26 @@ impl<A, G> Watch<A, G> {
                 }
             }
         }
+    }
+
+    fn failed(&self, plural: &'static str, error: &watcher::Error) {
+        if outage::is_gone(error) {
+            // The ordinary way of the API to say that a watch was away for too long.
+            log::info!(
+                "{} watch: the server's history does not go back that far, listing again",
+                self.what
+            );
+            self.contact.missed(plural, Instant::now());
+            return;
+        }
+        let failure = Failure {
+            what: self.what,
+            plural,
+            answered: outage::is_answer(error),
+            reason: &outage::reason(error),
+            remedy: outage::remedy(error),
+        };
+        self.contact.failed(failure, Instant::now()).tell();
     }
 
     async fn tell<K>(
@@ -282,15 +389,27 @@ impl<A, G> Watch<A, G> {
     }
 
     /// The server has no such kind for us: there is none.
-    async fn absent(&self, reason: &str, missing: &str, state: &mut State) -> Result<(), Closed> {
-        if !std::mem::replace(&mut state.absent, true) {
-            log::info!("{} watch: {reason}, so {missing}", self.what);
-        }
+    /// Yields for how long it is not asked for.
+    async fn absent(
+        &self,
+        reason: &str,
+        missing: &str,
+        state: &mut State,
+    ) -> Result<Duration, Closed> {
+        let pause = match state.absent {
+            Some(before) => LONGEST_ABSENT_PAUSE.min(before * 2),
+            None => {
+                log::info!("{} watch: {reason}, so {missing}", self.what);
+                ABSENT_PAUSE
+            }
+        };
+        state.absent = Some(pause);
+        state.known = false;
         if let Some(kind) = self.list {
             self.send(Event::ListStarted(kind)).await?;
             self.send(Event::Listed(kind)).await?;
         }
-        Ok(())
+        Ok(pause)
     }
 
     async fn list_begins(&self, state: &mut State) -> Result<(), Closed> {

@@ -27,8 +27,8 @@ pub enum SourceError {
         reason: String,
         remedy: &'static str,
     },
-    #[error("--master {0:?}: write the API server's URL, such as https://192.168.0.1:6443")]
-    Master(String),
+    #[error("API server {0:?}: write its URL, such as https://192.168.0.1:6443")]
+    ServerUrl(String),
     #[error(
         "no API server: {reason}; name a kubeconfig with --kubeconfig or KUBECONFIG, or run in a pod with a service account"
     )]

@@ -5,7 +5,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -16,9 +16,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
+    net::TcpStream,
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Failure, Gone, Shared,
@@ -51,14 +53,12 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         };
         *shared.state().connections.entry(generation).or_default() += 1;
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, shared.clone()));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(connection), service);
+            let connection = speak(connection, &shared);
             // To be cut is to be dropped, in the middle of a chunked body.
             tokio::select! {
                 biased;
                 _ = cuts.changed() => {}
-                _ = connection => {}
+                () = connection => {}
             }
             let mut state = shared.state();
             if let Entry::Occupied(mut open) = state.connections.entry(generation) {
@@ -71,6 +71,26 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// Until the client has had enough, or doesn't like us.
+async fn speak(connection: TcpStream, shared: &Arc<Shared>) {
+    let service = service_fn(|request| answer(request, shared.clone()));
+    let http = hyper::server::conn::http1::Builder::new();
+    let tls = shared.state().tls.clone();
+    let _ended = match tls {
+        None => {
+            let plain = TokioIo::new(connection);
+            http.serve_connection(plain, service).await.is_ok()
+        }
+        Some(tls) => match TlsAcceptor::from(tls).accept(connection).await {
+            Ok(private) => {
+                let private = TokioIo::new(private);
+                http.serve_connection(private, service).await.is_ok()
+            }
+            Err(_) => false,
+        },
+    };
+}
+
 async fn answer(
     request: Request<Incoming>,
     shared: Arc<Shared>,
@@ -79,22 +99,34 @@ async fn answer(
     let failure = {
         let mut state = shared.state();
         state.log.push(format!("{} {}", parts.method, parts.uri));
+        state.asked.push(std::time::Instant::now());
         state.fail.take_if(|failure| failure.left == 0);
         state.fail.as_mut().map(|failure| {
             failure.left -= 1;
-            *failure
+            failure.clone()
         })
     };
     not_hanging(&mut shared.hang.subscribe()).await;
     if let Some(failure) = failure {
         return Ok(failed(failure));
     }
+    let known = shared.state().token.as_ref().is_none_or(|token| {
+        let shown = parts.headers.get(header::AUTHORIZATION);
+        shown.is_some_and(|shown| *shown == *format!("Bearer {token}"))
+    });
+    if !known {
+        return Ok(refused(401, "Unauthorized", "Unauthorized"));
+    }
     let Some(target) = Target::of(parts.uri.path()) else {
         return Ok(refused(404, "NotFound", "no such resource"));
     };
     let withheld = shared.state().withheld.clone();
     if let Some((_, status)) = withheld.filter(|(plural, _)| plural == target.resource.plural) {
-        return Ok(refused(status, "Withheld", "not for this client"));
+        return Ok(match status {
+            // A kind that a server doesn't have is a path that it doesn't have.
+            404 => plain(StatusCode::NOT_FOUND, "404 page not found\n"),
+            _ => refused(status, "Forbidden", "not for this client"),
+        });
     }
     let is_free = |held: &Option<String>| held.as_deref() != Some(target.resource.plural);
     // An error means that the server has ended.
@@ -227,6 +259,13 @@ fn read(target: Target, params: &Params, shared: &Arc<Shared>) -> Response<Body>
     if !params.is_set("watch") {
         let limit = usize::try_from(params.number("limit")).unwrap_or(0);
         return match state.store.list(&query, limit, params.get("continue")) {
+            Ok(list) if state.stalled == Some(query.resource.plural) => {
+                let mut half = list.to_string();
+                half.truncate(half.floor_char_boundary(half.len() / 2));
+                let half = stream::once(async { Ok(Frame::data(Bytes::from(half))) });
+                let rest = StreamExt::chain(half, stream::pending());
+                response(StatusCode::OK, StreamBody::new(rest).boxed_unsync())
+            }
             Ok(list) => {
                 let response = json(StatusCode::OK, &list);
                 if list["metadata"]["continue"].is_null() {
@@ -237,6 +276,9 @@ fn read(target: Target, params: &Params, shared: &Arc<Shared>) -> Response<Body>
             }
             Err(error) => expired(error),
         };
+    }
+    if state.ends_watches {
+        return response(StatusCode::OK, Full::default().boxed_unsync());
     }
     let version = params.number("resourceVersion");
     let bookmarks = params.is_set("allowWatchBookmarks");
@@ -315,10 +357,9 @@ async fn not_hanging(hang: &mut watch::Receiver<bool>) {
 
 fn failed(failure: Failure) -> Response<Body> {
     let mut response = refused(failure.status, "InternalError", "as the test wishes");
-    if let Some(secs) = failure.retry_after_secs {
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, secs.into());
+    let wish = failure.retry_after.and_then(|wish| wish.parse().ok());
+    if let Some(wish) = wish {
+        response.headers_mut().insert(header::RETRY_AFTER, wish);
     }
     response
 }
@@ -330,6 +371,13 @@ fn refused(code: u16, reason: &str, message: &str) -> Response<Body> {
 
 fn json(status: StatusCode, body: &Value) -> Response<Body> {
     response(status, Full::from(body.to_string()).boxed_unsync())
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = response(status, Full::from(text).boxed_unsync());
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
 }
 
 fn response(status: StatusCode, body: Body) -> Response<Body> {

@@ -377,14 +377,19 @@ impl Change {
     }
 }
 
+/// An object with nothing in it but what the real server can't leave out.
 fn bookmark(resource: &Resource, version: u64) -> Told {
+    let mut object = match resource.kind {
+        "Service" => json!({"spec": {}, "status": {"loadBalancer": {}}}),
+        "EndpointSlice" => json!({"addressType": "", "endpoints": null, "ports": null}),
+        _ => json!({"spec": {}, "status": {}}),
+    };
+    object["kind"] = resource.kind.into();
+    object["apiVersion"] = resource.api_version.into();
+    object["metadata"] = json!({"resourceVersion": version.to_string()});
     Told {
         type_: "BOOKMARK",
-        object: Arc::new(json!({
-            "kind": resource.kind,
-            "apiVersion": resource.api_version,
-            "metadata": {"resourceVersion": version.to_string()},
-        })),
+        object: Arc::new(object),
     }
 }
 

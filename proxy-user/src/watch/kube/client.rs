@@ -1,11 +1,14 @@
-//! The connection to the API server: where it is, and how long to wait for it.
+//! The configuration of the connection to the API server, read anew whenever its files have changed, and one
+//! server's client made of it.
 
 use std::{
-    env,
+    env, fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use hyper::Uri;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
@@ -16,66 +19,211 @@ use kube::{
 };
 use tower::{BoxError, ServiceBuilder};
 
-use super::{WATCH_TIMEOUT_SECS, outage::chain};
+use super::{
+    outage::chain,
+    servers::{Server, Servers},
+};
 use crate::watch::SourceError;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// No longer silence than a watch may keep.
-const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_TIMEOUT_SECS as u64 + 10);
-/// A server that vanishes without a word (power, a firewall that forgot) is noticed by the kernel
-/// long before the watch's own timeout.
-const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// `master` takes the place of the server's URL; alone, it is a server without credentials.
-pub async fn cluster_config(
-    kubeconfig: Option<&Path>,
-    master: Option<&str>,
-) -> Result<kube::Config, SourceError> {
-    let Some(master) = master else {
-        return client_config(kubeconfig).await;
-    };
-    let direct = master.parse().map(kube::Config::new);
-    let direct = direct
-        .ok()
-        .filter(|config| config.cluster_url.scheme().is_some())
-        .ok_or_else(|| SourceError::Master(master.to_owned()))?;
-    if kubeconfig.is_none() {
-        return Ok(direct);
-    }
-    let mut config = client_config(kubeconfig).await?;
-    config.cluster_url = direct.cluster_url;
-    Ok(config)
+/// Where the API server is, and who we are to it.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// If none is given, `KUBECONFIG`, else `~/.kube/config`, else the service account of the pod. A file
+    /// that is named but broken is an error, never a reason to look elsewhere.
+    pub kubeconfig: Option<PathBuf>,
+    /// URLs, tried in turn, in place of that one's server. With nothing else they are servers without
+    /// credentials.
+    pub servers: Vec<String>,
 }
 
-/// From the file if one is given, else `KUBECONFIG`, else `~/.kube/config`, else the service account
-/// of the pod. A file that is named but broken is an error, never a reason to look elsewhere.
-pub async fn client_config(kubeconfig: Option<&Path>) -> Result<kube::Config, SourceError> {
-    let named = env::var_os("KUBECONFIG").filter(|files| !files.is_empty());
-    let home = || {
-        env::home_dir()
-            .map(|home| home.join(".kube/config"))
-            .filter(|file| file.exists())
-    };
-    let (file, config) = if let Some(file) = kubeconfig {
-        (file.to_owned(), Kubeconfig::read_from(file))
-    } else if let Some(files) = named {
-        // May name several, which kube merges.
-        (PathBuf::from(files), Kubeconfig::read())
-    } else if let Some(file) = home() {
-        let config = Kubeconfig::read_from(&file);
-        (file, config)
-    } else {
-        return kube::Config::incluster().map_err(|error| SourceError::NoServer {
-            reason: chain(&error),
-        });
-    };
-    let config = match config {
-        Ok(config) => {
-            kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await
+/// How long a server may be silent. Tests have less of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until it is connected.
+    pub connect: Duration,
+    /// Until it begins to answer.
+    pub answer: Duration,
+    /// Until it has answered, except for a watch.
+    pub whole: Duration,
+    /// For how long a server is asked to keep a watch. One that is silent for longer hangs.
+    pub watch: Duration,
+    /// Until a peer that acknowledges nothing is taken for dead: power failed, or a firewall forgot.
+    pub dead_peer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            whole: Duration::from_secs(60),
+            watch: Duration::from_secs(240),
+            dead_peer: Duration::from_secs(30),
         }
-        Err(error) => Err(error),
+    }
+}
+
+impl Patience {
+    pub(super) fn watch_secs(&self) -> u32 {
+        u32::try_from(self.watch.as_secs())
+            .unwrap_or(u32::MAX)
+            .max(1)
+    }
+
+    /// No longer silence than a watch may keep, with a second for its end.
+    fn silence(&self) -> Duration {
+        self.watch + self.watch / 24
+    }
+}
+
+/// What [`Access`] leads to.
+pub(super) struct Configured {
+    pub(super) config: kube::Config,
+    /// The files it is made of. kube looks at some of them again by itself, a minute later; a request needn't
+    /// fail meanwhile.
+    pub(super) files: Files,
+}
+
+impl Access {
+    pub(super) async fn read(&self) -> Result<Configured, SourceError> {
+        let urls = self.urls()?;
+        let mut configured = match urls.first() {
+            Some(url) if self.kubeconfig.is_none() => Configured {
+                config: kube::Config::new(url.clone()),
+                files: Files::default(),
+            },
+            _ => self.read_files().await?,
+        };
+        if let Some(url) = urls.into_iter().next() {
+            configured.config.cluster_url = url;
+        }
+        Ok(configured)
+    }
+
+    /// In the order in which they are asked.
+    pub(super) fn servers(&self, config: &kube::Config) -> Result<Servers, SourceError> {
+        let server = |url: Uri| Server {
+            url,
+            tls_name: config.tls_server_name.clone(),
+        };
+        let others = self.urls()?.into_iter().skip(1).map(server).collect();
+        Ok(Servers::new(server(config.cluster_url.clone()), others))
+    }
+
+    fn urls(&self) -> Result<Vec<Uri>, SourceError> {
+        let url = |text: &String| {
+            let url: Option<Uri> = text.trim().parse().ok();
+            url.filter(|url| url.scheme().is_some() && url.authority().is_some())
+                .ok_or_else(|| SourceError::ServerUrl(text.clone()))
+        };
+        self.servers.iter().map(url).collect()
+    }
+
+    async fn read_files(&self) -> Result<Configured, SourceError> {
+        let named = env::var_os("KUBECONFIG").filter(|files| !files.is_empty());
+        let home = || {
+            env::home_dir()
+                .map(|home| home.join(".kube/config"))
+                .filter(|file| file.exists())
+        };
+        let (file, read): (PathBuf, fn(&Path) -> _) = if let Some(file) = &self.kubeconfig {
+            (file.clone(), |file| Kubeconfig::read_from(file))
+        } else if let Some(files) = named {
+            // May name several, which kube merges.
+            (PathBuf::from(files), |_| Kubeconfig::read())
+        } else if let Some(file) = home() {
+            (file, |file| Kubeconfig::read_from(file))
+        } else {
+            return in_cluster();
+        };
+        // Before they are read: what changes in between is read once more.
+        let mut files = Files::default();
+        for file in env::split_paths(&file) {
+            files.add(&file);
+        }
+        let kubeconfig = read(&file).map_err(|error| kubeconfig_error(file.clone(), &error))?;
+        for path in named_files(&kubeconfig) {
+            files.add(Path::new(path));
+        }
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        let config = config.map_err(|error| kubeconfig_error(file, &error))?;
+        Ok(Configured { config, files })
+    }
+}
+
+fn in_cluster() -> Result<Configured, SourceError> {
+    let read = || {
+        kube::Config::incluster().map_err(|error| SourceError::NoServer {
+            reason: chain(&error),
+        })
     };
-    config.map_err(|error| kubeconfig_error(file, &error))
+    let mut files = Files::default();
+    let config = read()?;
+    let token = config.auth_info.token_file.as_ref().map(PathBuf::from);
+    for file in config.root_cert_file.iter().chain(&token) {
+        files.add(file);
+    }
+    // Once more, now that it is known which files to look at.
+    Ok(Configured {
+        config: read()?,
+        files,
+    })
+}
+
+/// Certificates, keys and tokens that are not in the file itself.
+fn named_files(kubeconfig: &Kubeconfig) -> impl Iterator<Item = &String> {
+    let clusters = kubeconfig.clusters.iter();
+    let clusters =
+        clusters.filter_map(|named| named.cluster.as_ref()?.certificate_authority.as_ref());
+    let users = kubeconfig.auth_infos.iter();
+    let users = users.filter_map(|named| named.auth_info.as_ref());
+    let users = users.flat_map(|user| {
+        [&user.client_certificate, &user.client_key, &user.token_file]
+            .into_iter()
+            .flatten()
+    });
+    clusters.chain(users)
+}
+
+/// Files, and what they were when they were read.
+#[derive(Debug, Default)]
+pub(super) struct Files(Vec<(PathBuf, Option<Stamp>)>);
+
+/// A file that was written or replaced has another.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Files {
+    fn add(&mut self, file: &Path) {
+        self.0.push((file.to_owned(), stamp(file)));
+    }
+
+    pub(super) fn changed(&self) -> bool {
+        self.0.iter().any(|(file, known)| stamp(file) != *known)
+    }
+
+    /// What they are now is as good as read.
+    pub(super) fn settle(&mut self) {
+        for (file, known) in &mut self.0 {
+            *known = stamp(file);
+        }
+    }
+}
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    let meta = fs::metadata(file).ok()?;
+    Some(Stamp {
+        device: meta.dev(),
+        inode: meta.ino(),
+        size: meta.size(),
+        changed: (meta.ctime(), meta.ctime_nsec()),
+    })
 }
 
 fn kubeconfig_error(file: PathBuf, error: &KubeconfigError) -> SourceError {
@@ -107,35 +255,30 @@ fn kubeconfig_error(file: PathBuf, error: &KubeconfigError) -> SourceError {
     }
 }
 
-/// kube's own client, but with connections whose death is noticed.
-pub fn client(config: kube::Config) -> Result<kube::Client, SourceError> {
-    if let Some(proxy) = &config.proxy_url {
-        log::warn!(
-            "API server {}: the proxy {proxy} is not used, connecting directly",
-            config.cluster_url
-        );
-    }
-    let server = config.cluster_url.to_string();
-    build(config).map_err(|error| SourceError::Client {
-        server,
-        reason: chain(&error),
-    })
-}
+/// kube's own client of one server, but with connections whose death is noticed.
+pub(super) fn client(
+    config: &kube::Config,
+    server: &Server,
+    patience: &Patience,
+) -> Result<kube::Client, kube::Error> {
+    let mut config = config.clone();
+    config.cluster_url = server.url.clone();
+    config.tls_server_name.clone_from(&server.tls_name);
 
-fn build(config: kube::Config) -> Result<kube::Client, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(DEAD_PEER_TIMEOUT / 2));
-    tcp.set_keepalive_interval(Some(DEAD_PEER_TIMEOUT / 6));
+    let whole_seconds = |part: u32| (patience.dead_peer / part).max(Duration::from_secs(1));
+    tcp.set_keepalive(Some(whole_seconds(2)));
+    tcp.set_keepalive_interval(Some(whole_seconds(6)));
     tcp.set_keepalive_retries(Some(3));
-    tcp.set_tcp_user_timeout(Some(DEAD_PEER_TIMEOUT));
+    tcp.set_tcp_user_timeout(Some(patience.dead_peer));
 
     let mut connector =
         hyper_timeout::TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_read_timeout(Some(READ_TIMEOUT));
-    connector.set_write_timeout(Some(READ_TIMEOUT));
+    connector.set_connect_timeout(Some(patience.connect));
+    connector.set_read_timeout(Some(patience.silence()));
+    connector.set_write_timeout(Some(patience.silence()));
     // Else the time a connection was idle counts against the next request.
     connector.set_reset_reader_on_write(true);
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);

@@ -1,88 +1,43 @@
-//! What to say of errors: one line when an outage begins, one when it is over.
+//! What an error means.
 
-use std::{error::Error, time::Duration};
+use std::error::Error;
 
-use kube::runtime::watcher;
-use tokio::time::Instant;
+use kube::{core::Status, runtime::watcher};
 
-/// Errors further apart are different outages. A watch that was resumed says nothing until an object
-/// changes, so its recovery may go unnoticed; within one outage errors are never that far apart.
-const FORGET: Duration = Duration::from_secs(300);
-
-#[derive(Debug)]
-pub(super) struct Outage {
-    what: &'static str,
-    /// First and last error.
-    span: Option<(Instant, Instant)>,
-}
-
-impl Outage {
-    pub(super) fn new(what: &'static str) -> Self {
-        Self { what, span: None }
-    }
-
-    pub(super) fn error(&mut self, error: &watcher::Error, now: Instant) {
-        if is_gone(error) {
-            // The ordinary way of the API to say that a watch was away for too long.
-            log::info!(
-                "{} watch: the server's history does not go back that far, listing again",
-                self.what
-            );
-            return;
-        }
-        self.say(&chain(error), remedy(error), now);
-    }
-
-    pub(super) fn hangs(&mut self, after: Duration, now: Instant) {
-        let reason = format!("no answer to a list within {} s", after.as_secs());
-        self.say(&reason, "is the API server overloaded?", now);
-    }
-
-    fn say(&mut self, reason: &str, remedy: &str, now: Instant) {
-        if self.goes_on(now) {
-            log::debug!("{} watch: {reason}", self.what);
-        } else {
-            log::warn!(
-                "{} watch: {reason}; the last known state is kept, trying again; {remedy}",
-                self.what
-            );
-        }
-    }
-
-    /// Notes an error; whether it belongs to an outage that is already known.
-    fn goes_on(&mut self, now: Instant) -> bool {
-        let known = self
-            .span
-            .filter(|(_, last)| now.duration_since(*last) < FORGET);
-        self.span = Some((known.map_or(now, |(first, _)| first), now));
-        known.is_some()
-    }
-
-    pub(super) fn over(&mut self, now: Instant) {
-        if let Some((first, last)) = self.span.take()
-            && now.duration_since(last) < FORGET
-        {
-            let secs = now.duration_since(first).as_secs();
-            log::info!("{} watch: it works again after {secs} s", self.what);
-        }
-    }
-}
+use super::connection::Silence;
 
 /// 410 Gone, as the status of a response or as an event in the stream.
-fn is_gone(error: &watcher::Error) -> bool {
+pub(super) fn is_gone(error: &watcher::Error) -> bool {
     api_code(error) == Some(410)
 }
 
 fn api_code(error: &watcher::Error) -> Option<u16> {
+    api_status(error).map(|status| status.code)
+}
+
+fn api_status(error: &watcher::Error) -> Option<&Status> {
     match error {
-        watcher::Error::WatchError(status) => Some(status.code),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        watcher::Error::WatchError(status)
+        | watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
         watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => None,
+    }
+}
+
+/// Whether a server was asked, and said nothing.
+pub(super) fn is_silence(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Service(error))
+        | watcher::Error::WatchStartFailed(kube::Error::Service(error)) => error.is::<Silence>(),
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::WatchError(_)
+        | watcher::Error::NoResourceVersion => false,
     }
 }
 
@@ -94,7 +49,7 @@ pub(super) fn is_answer(error: &watcher::Error) -> bool {
 /// Why the kind is not served, if it isn't: to nobody (by an old server), or not to us.
 pub(super) fn withheld(error: &watcher::Error) -> Option<&'static str> {
     match api_code(error)? {
-        403 => Some("the ClusterRole does not grant get, list and watch"),
+        403 => Some("the ClusterRole does not grant list and watch"),
         404 => Some("this API server has no such kind"),
         _ => None,
     }
@@ -110,12 +65,23 @@ pub(super) fn needs_list(error: &watcher::Error) -> bool {
     is_gone(error) || unreadable
 }
 
-fn remedy(error: &watcher::Error) -> &'static str {
+pub(super) fn remedy(error: &watcher::Error) -> &'static str {
     match api_code(error) {
         Some(401) => "check the credentials of the kubeconfig or service account",
-        Some(403) => "grant get, list and watch in the ClusterRole",
+        Some(403) => "grant list and watch in the ClusterRole",
         Some(_) => "see the API server's log",
         None => "is the API server up, and its address right?",
+    }
+}
+
+/// What went wrong, on one line. kube would show all fields of an API's answer.
+pub(super) fn reason(error: &watcher::Error) -> String {
+    match api_status(error) {
+        Some(status) => {
+            let text = format!("{} {}: {}", status.code, status.reason, status.message);
+            text.replace(['\n', '\r'], " ")
+        }
+        None => chain(error),
     }
 }
 
@@ -131,22 +97,4 @@ pub(super) fn chain(error: &dyn Error) -> String {
         next = cause.source();
     }
     text.replace(['\n', '\r'], " ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_outage_is_said_once_and_forgotten_after_a_while() {
-        let mut outage = Outage::new("Service");
-        let start = Instant::now();
-        let at = |secs| start + Duration::from_secs(secs);
-        assert!(!outage.goes_on(at(0)));
-        assert!(outage.goes_on(at(30)));
-        assert!(outage.goes_on(at(300)));
-        assert!(!outage.goes_on(at(900)));
-        outage.over(at(901));
-        assert!(!outage.goes_on(at(902)));
-    }
 }
