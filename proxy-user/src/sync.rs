@@ -11,7 +11,7 @@ use crate::{
     plan::{Change, Done, Epoch, Failed, Planner, Refused, Report, carry_out, execute},
 };
 
-/// Services in one plan at most, where they concern no others.
+/// Enough for the writes of a cold start to come in batches, few enough to cost no memory.
 const AT_ONCE: usize = 256;
 
 /// Model, planner and maps of one node. No I/O but the maps', no clock, no tasks.
@@ -25,6 +25,8 @@ pub struct Syncer<S> {
     /// What is wrong since an earlier sync, and has been said.
     said: BTreeSet<String>,
     synced: bool,
+    /// Services in one plan at most, where they concern no others.
+    at_once: usize,
     /// Of Services that have something to say of this node.
     local: HashMap<ObjectName, LocalState>,
     without_local: WithoutLocal,
@@ -60,6 +62,7 @@ impl<S: MapStore> Syncer<S> {
             retry: BTreeSet::new(),
             said: BTreeSet::new(),
             synced: false,
+            at_once: AT_ONCE,
             local: HashMap::new(),
             without_local: WithoutLocal::default(),
         }
@@ -79,6 +82,11 @@ impl<S: MapStore> Syncer<S> {
 
     pub fn store_mut(&mut self) -> &mut S {
         &mut self.store
+    }
+
+    /// The maps outlive the agent.
+    pub fn into_store(self) -> S {
+        self.store
     }
 
     pub fn apply(&mut self, event: Event) {
@@ -124,7 +132,7 @@ impl<S: MapStore> Syncer<S> {
             report,
             refused,
             udp_moved,
-        } = carry_out(&mut self.planner, changes, AT_ONCE, &mut self.store);
+        } = carry_out(&mut self.planner, changes, self.at_once, &mut self.store);
         self.remember_failures(&refused, &report);
         for note in self.model.take_notes() {
             log::warn!("{note}");
@@ -235,3 +243,7 @@ mod affinity_tests;
 #[cfg(test)]
 #[path = "sync_scale_tests.rs"]
 mod scale_tests;
+
+#[cfg(test)]
+#[path = "sync_fault_tests.rs"]
+mod fault_tests;

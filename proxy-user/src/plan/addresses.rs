@@ -28,6 +28,8 @@ pub(super) struct Addresses {
     /// Nearly always one.
     holders: HashMap<IpAddr, Vec<ObjectName>>,
     of_service: HashMap<ObjectName, Vec<IpAddr>>,
+    /// Given up by one of their holders before they came to be in the map.
+    inherited: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
@@ -58,6 +60,9 @@ impl Addresses {
                     if self.known.contains(&ip) {
                         self.unheld.insert(ip);
                     }
+                } else if !self.known.contains(&ip) {
+                    // It may have been the one that tried, and now nobody would.
+                    self.inherited.insert(ip);
                 }
             }
         }
@@ -77,10 +82,10 @@ impl Addresses {
     /// Adds what leads to what is held by these Services. `room`: for how many more the
     /// map is large enough.
     pub(super) fn plan<'a>(
-        &self,
+        &mut self,
         plan: &mut Plan,
         services: impl Iterator<Item = &'a ObjectName>,
-        full: impl Fn() -> Full,
+        full: &Full,
         mut room: u64,
     ) {
         let mut planned = HashSet::new();
@@ -90,22 +95,29 @@ impl Addresses {
             .iter()
             .map(|refused| refused.key.service.clone())
             .collect();
-        for service in services.filter(|service| !refused.contains(*service)) {
-            for &ip in self.of_service.get(service).into_iter().flatten() {
-                if self.known.contains(&ip) || !planned.insert(ip) {
-                    continue;
-                }
-                let key = key_of(service, ip);
-                if room == 0 {
-                    plan.refused.push(Refused { key, full: full() });
-                    continue;
-                }
-                room -= 1;
-                plan.steps.push(Planned {
-                    port: Arc::new(key),
-                    step: Step::PutAddress { ip },
-                });
+        let inherited = std::mem::take(&mut self.inherited);
+        let heirs = inherited
+            .iter()
+            .filter_map(|ip| Some((self.holders.get(ip)?.first()?, ip)));
+        let held = services.flat_map(|service| {
+            let ips = self.of_service.get(service).into_iter().flatten();
+            ips.map(move |ip| (service, ip))
+        });
+        for (service, &ip) in held.chain(heirs) {
+            if refused.contains(service) || self.known.contains(&ip) || !planned.insert(ip) {
+                continue;
             }
+            let key = key_of(service, ip);
+            if room == 0 {
+                let full = full.clone();
+                plan.refused.push(Refused { key, full });
+                continue;
+            }
+            room -= 1;
+            plan.steps.push(Planned {
+                port: Arc::new(key),
+                step: Step::PutAddress { ip },
+            });
         }
     }
 

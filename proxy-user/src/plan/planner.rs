@@ -237,10 +237,11 @@ impl Planner {
         }
         let room =
             u64::from(self.frontend_capacity).saturating_sub(self.frontends_used() + new.frontends);
+        let full = self.frontends_full(1, &new);
         self.addresses.plan(
             &mut plan,
             changes.iter().map(|change| &change.service),
-            || self.frontends_full(1, &new),
+            &full,
             room,
         );
         if all {
@@ -258,25 +259,32 @@ impl Planner {
             .filter(|snapshot| snapshot.source_ranges.is_some())
             .map(|snapshot| &snapshot.key)
             .collect();
+        let late = self.late(&emptied);
         // Stable: within a phase, the order of the Services stays.
         plan.steps.sort_by_key(|planned| {
             let phase = planned.step.phase();
             if phase == Phase::RemovedSourceRanges && restricted.contains(&*planned.port) {
-                (Phase::SourceRanges, 3)
-            } else if !emptied.contains(&planned.port) {
-                (phase, 0)
-            } else if phase == Phase::Switches {
-                (Phase::Frontends, 1)
-            } else {
-                (phase, 2)
+                return (Phase::SourceRanges, 3);
+            }
+            match &planned.step {
+                Step::Switch { service, .. } if late.contains_key(service) => {
+                    (Phase::Frontends, late[service])
+                }
+                Step::PutFrontend { frontend, .. } => {
+                    let named = [frontend.service, frontend.outside_service];
+                    let after = named.iter().filter_map(|id| late.get(id)).max();
+                    (phase, after.map_or(0, |rank| rank + 1))
+                }
+                _ if emptied.contains(&planned.port) => (phase, 2),
+                _ => (phase, 0),
             }
         });
         plan
     }
 
-    /// Ports that frontends name and that lose their last backend. Other ports may take over frontends of theirs in the same
-    /// plan, and those frontends' clients must not be refused in between: such a switch comes after
-    /// what others take, and before what the port itself takes.
+    /// Ports that frontends name and that lose their last backend. Other ports may take over frontends of
+    /// theirs in the same plan, and those frontends' clients must not be refused in between: such a
+    /// switch comes after what others take, and before whatever is to name the port from then on.
     pub(super) fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
         plan.steps
             .iter()
@@ -288,6 +296,20 @@ impl Planner {
                         .is_some_and(|port| port.word.count() > 0 && !port.frontends.is_empty())
             })
             .map(|planned| Arc::clone(&planned.port))
+            .collect()
+    }
+
+    /// When among the frontends these ports are switched, by their ids: whoever takes over a frontend of a
+    /// list of the whole cluster may name an emptied list of this node beside its own, but not the other
+    /// way round.
+    fn late(&self, emptied: &HashSet<Arc<PortKey>>) -> HashMap<u32, u8> {
+        let rank = |scope| match scope {
+            Scope::Local => 1,
+            Scope::Cluster => 3,
+        };
+        let ports = emptied.iter();
+        ports
+            .filter_map(|key| Some((self.ports.get(key)?.id, rank(key.scope))))
             .collect()
     }
 
