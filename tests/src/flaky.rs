@@ -4,7 +4,6 @@
 use std::{
     io,
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +13,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -57,12 +55,13 @@ struct Fate {
 impl Fate {
     /// `None`: it is refused, and those that come soon after it.
     fn roll(dice: &mut Dice) -> Option<Self> {
-        let until = match dice.below(10) {
+        // Most live for a while: a client waits the longer, the more fail in a row.
+        let until = match dice.below(25) {
             0 => return None,
             1 => Some(0),
             2 => Some(dice.below(300)),
-            3 | 4 => Some(dice.below(20_000)),
-            5..8 => Some(20_000 + dice.below(100_000)),
+            3 => Some(dice.below(20_000)),
+            4..20 => Some(10_000 + dice.below(50_000)),
             _ => None,
         };
         let slow = dice.below(4) == 0;
@@ -95,6 +94,11 @@ impl Flaky {
         Ok(Self { addr, road, broken })
     }
 
+    /// What to connect to instead of the server.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// Connections that were made are closed, and those that come are let through.
     pub fn get_better(&self) {
         self.road.send_replace(Road::Good);
@@ -103,19 +107,6 @@ impl Flaky {
     /// Connections that were refused or reset.
     pub fn broken(&self) -> usize {
         self.broken.load(Ordering::Relaxed)
-    }
-
-    /// Writes a kubeconfig that leads here.
-    pub fn kubeconfig(&self, path: &Path) -> io::Result<()> {
-        let config = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.addr)}}],
-            "users": [{"name": "test", "user": {"token": "test"}}],
-        });
-        std::fs::write(path, config.to_string())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -30,7 +31,9 @@ const SLICES: usize = 40;
 const SMALL: [&str; 4] = ["--max-services", "512", "--max-backends", "4096"];
 /// So much has to happen before it is good.
 const CHANGES: usize = 1500;
-const BROKEN: usize = 30;
+const BROKEN: usize = 6;
+/// For the lists and watches of Services, and of slices.
+const REQUESTS: usize = 4;
 /// After many failures in a row a watch waits for half a minute.
 const BACK_OFF: Duration = Duration::from_secs(60);
 
@@ -75,21 +78,24 @@ fn any_service(dice: &mut Dice) -> Value {
 fn any_slice(dice: &mut Dice) -> Value {
     let number = dice.below(SLICES);
     let endpoints = (0..dice.below(6)).map(|_| {
+        let node = ["node-a", "elsewhere"][dice.below(2)];
         let (ready, terminating) = (dice.below(4) > 0, dice.below(4) == 0);
         json!({
             "addresses": [format!("10.1.7.{}", dice.below(12))],
             "conditions": {"ready": ready && !terminating, "serving": ready, "terminating": terminating},
-            "nodeName": ["node-a", "elsewhere"][dice.below(2)],
+            "nodeName": node,
         })
     });
+    let endpoints: Vec<Value> = endpoints.collect();
+    let port = |name| json!({"name": name, "port": 8080, "protocol": "TCP"});
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {
             "namespace": "default", "name": format!("e{number}"),
             "labels": {"kubernetes.io/service-name": format!("s{}", number % SERVICES)},
         },
-        "ports": ["a", "b"].map(|name| json!({"name": name, "port": 8080, "protocol": "TCP"})),
-        "endpoints": endpoints.collect::<Vec<Value>>(),
+        "ports": [port("a"), port("b")],
+        "endpoints": endpoints,
     })
 }
 
@@ -114,19 +120,24 @@ fn happen(server: &ApiServer, dice: &mut Dice, newest: &mut Value) {
             let name = format!("e{}", dice.below(SLICES));
             server.delete("EndpointSlice", "default", &name);
         }
-        92 => server.apply(json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": format!("c{}", dice.below(2))},
-            "spec": {"cidrs": [["10.96.0.0/16", "10.98.0.0/16"][dice.below(2)]]},
-        })),
+        92 => {
+            let net = ["10.96.0.0/16", "10.98.0.0/16"][dice.below(2)];
+            server.apply(json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+                "metadata": {"name": format!("c{}", dice.below(2))},
+                "spec": {"cidrs": [net]},
+            }));
+        }
         93 => server.bookmark(),
-        94 => server.fail_next(1 + dice.below(2), [500, 429, 503][dice.below(3)]),
-        95 => {
+        94 if dice.below(30) == 0 => {
+            server.fail_next(1 + dice.below(2), [500, 429, 503][dice.below(3)])
+        }
+        95 if dice.below(4) == 0 => {
             server.tell_gone([Gone::Status, Gone::Event][dice.below(2)]);
             server.compact();
         }
         96 if dice.below(8) == 0 => server.expire_watches(),
-        97 if dice.below(8) == 0 => server.cut(),
+        97 if dice.below(16) == 0 => server.cut(),
         _ => {}
     }
 }
@@ -160,16 +171,18 @@ fn however_the_api_server_is_cut_the_maps_come_to_say_what_a_fresh_agent_writes(
         happen(&server, &mut dice, &mut newest);
     }
     let road = Flaky::start(node.netns(), server.addr(), seed)?;
-    let bad = world.dir().join("bad-road");
-    road.kubeconfig(&bad)?;
+    let (good, bad) = (world.dir().join("good-road"), world.dir().join("bad-road"));
+    server.kubeconfig(&good)?;
+    let (there, here) = (server.addr().to_string(), road.addr().to_string());
+    fs::write(&bad, fs::read_to_string(&good)?.replace(&there, &here))?;
     let mut agent = node.start_agent_with(Source::Kubeconfig(bad), &SMALL)?;
 
     let began = Instant::now();
     let mut changes = 0;
     while changes < CHANGES
         || road.broken() < BROKEN
-        || requests(&server, "/services?") < 12
-        || requests(&server, "/endpointslices?") < 12
+        || requests(&server, "/services?") < REQUESTS
+        || requests(&server, "/endpointslices?") < REQUESTS
     {
         ensure!(
             began.elapsed() < PATIENCE * 2,
@@ -187,8 +200,6 @@ fn however_the_api_server_is_cut_the_maps_come_to_say_what_a_fresh_agent_writes(
     road.get_better();
 
     let other = Bpffs::mount(world.dir().join("bpf-fresh"))?;
-    let good = world.dir().join("good-road");
-    server.kubeconfig(&good)?;
     let fresh = node.start_agent_on(other.path(), Source::Kubeconfig(good), &SMALL)?;
     fresh.wait_ready(PATIENCE)?;
     let differ = || -> Result<Vec<String>> {

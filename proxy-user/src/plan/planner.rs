@@ -259,7 +259,7 @@ impl Planner {
             .filter(|snapshot| snapshot.source_ranges.is_some())
             .map(|snapshot| &snapshot.key)
             .collect();
-        let late = self.late(&emptied);
+        let late = self.late(&plan, &emptied);
         // Stable: within a phase, the order of the Services stays.
         plan.steps.sort_by_key(|planned| {
             let phase = planned.step.phase();
@@ -270,11 +270,7 @@ impl Planner {
                 Step::Switch { service, .. } if late.contains_key(service) => {
                     (Phase::Frontends, late[service])
                 }
-                Step::PutFrontend { frontend, .. } => {
-                    let named = [frontend.service, frontend.outside_service];
-                    let after = named.iter().filter_map(|id| late.get(id)).max();
-                    (phase, after.map_or(0, |rank| rank + 1))
-                }
+                Step::PutFrontend { key, frontend } => (phase, self.rank_of(key, frontend, &late)),
                 _ if emptied.contains(&planned.port) => (phase, 2),
                 _ => (phase, 0),
             }
@@ -299,18 +295,55 @@ impl Planner {
             .collect()
     }
 
-    /// When among the frontends these ports are switched, by their ids: whoever takes over a frontend of a
-    /// list of the whole cluster may name an emptied list of this node beside its own, but not the other
-    /// way round.
-    fn late(&self, emptied: &HashSet<Arc<PortKey>>) -> HashMap<u32, u8> {
-        let rank = |scope| match scope {
-            Scope::Local => 1,
-            Scope::Cluster => 3,
+    /// When among the frontends these ports are switched, by their ids: after each that is led elsewhere,
+    /// which comes after the switch of where it is to lead. If they wait for one another, a client may be
+    /// refused for a moment, and none reaches what it must not.
+    fn late(&self, plan: &Plan, emptied: &HashSet<Arc<PortKey>>) -> HashMap<u32, u8> {
+        let ports = emptied.iter().filter_map(|key| self.ports.get(key));
+        let mut late: HashMap<u32, u8> = ports.map(|port| (port.id, 1)).collect();
+        for _ in 0..late.len().min(MOST_IN_A_ROW) {
+            let mut is_right = true;
+            for planned in &plan.steps {
+                let Step::PutFrontend { key, frontend } = &planned.step else {
+                    continue;
+                };
+                let rank = self.rank_of(key, frontend, &late);
+                for (before, now) in self.moves(key, frontend) {
+                    if before != now
+                        && let Some(switch) = late.get_mut(&before)
+                        && *switch <= rank
+                    {
+                        *switch = rank + 1;
+                        is_right = false;
+                    }
+                }
+            }
+            if is_right {
+                break;
+            }
+        }
+        late
+    }
+
+    /// After the switches of what it is to lead to and does not yet.
+    fn rank_of(&self, key: &FrontendKey, frontend: &Frontend, late: &HashMap<u32, u8>) -> u8 {
+        if late.is_empty() {
+            return 0;
+        }
+        let moves = self.moves(key, frontend).into_iter();
+        let switches = moves.filter_map(|(before, now)| late.get(&now).filter(|_| before != now));
+        switches.max().map_or(0, |rank| rank + 1)
+    }
+
+    /// The ids to which the frontend led (0: none) and is to lead: those inside, those outside.
+    fn moves(&self, key: &FrontendKey, frontend: &Frontend) -> [(u32, u32); 2] {
+        let led = |frontend: &Frontend| match frontend.outside_service {
+            0 => [frontend.service; 2],
+            outside => [frontend.service, outside],
         };
-        let ports = emptied.iter();
-        ports
-            .filter_map(|key| Some((self.ports.get(key)?.id, rank(key.scope))))
-            .collect()
+        let before = frontend_address(key).and_then(|address| self.frontends.get(&address));
+        let (before, now) = (before.map_or([0; 2], led), led(frontend));
+        [(before[0], now[0]), (before[1], now[1])]
     }
 
     fn ports_of(&self, service: &ObjectName) -> impl Iterator<Item = (&Arc<PortKey>, &Port)> {
@@ -647,6 +680,9 @@ impl Planner {
         );
     }
 }
+
+/// Emptied ports that wait for one another: in practice one or two.
+const MOST_IN_A_ROW: usize = 16;
 
 /// What a plan adds to maps whose elements have no ids.
 #[derive(Clone, Copy, Debug, Default)]
