@@ -305,7 +305,11 @@ fn kind_of(change: &Event) -> Kind {
     match change {
         Event::ServiceApplied(_) | Event::ServiceGone(_) => Kind::Service,
         Event::SliceApplied(_) | Event::SliceGone(_) => Kind::EndpointSlice,
-        _ => Kind::ServiceCidr,
+        Event::ServiceCidrApplied(..) | Event::ServiceCidrGone(_) => Kind::ServiceCidr,
+        Event::ListStarted(_)
+        | Event::Listed(_)
+        | Event::NodeChanged(_)
+        | Event::LocalAddresses(_) => unreachable!("a change of no object"),
     }
 }
 

@@ -185,7 +185,7 @@ fn however_the_api_server_is_cut_the_maps_come_to_say_what_a_fresh_agent_writes(
         || requests(&server, "/endpointslices?") < REQUESTS
     {
         ensure!(
-            began.elapsed() < PATIENCE * 2,
+            began.elapsed() < BACK_OFF,
             "SEED={seed}: after {changes} changes and {} broken connections: {:#?}",
             road.broken(),
             server.log()

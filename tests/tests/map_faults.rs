@@ -127,7 +127,8 @@ fn a_batch_of_removals_goes_on_behind_what_is_not_there() -> Result<()> {
 /// A Service with one address and one endpoint.
 fn change(number: u16) -> Change {
     let service = ObjectName::new("ns", &format!("s{number:02}"));
-    let endpoint = SocketAddr::new(Ipv4Addr::new(10, 0, 0, number as u8).into(), 8080);
+    let [_, last] = number.to_be_bytes();
+    let endpoint = SocketAddr::new(Ipv4Addr::new(10, 0, 0, last).into(), 8080);
     let address = FrontendAddress {
         ip: vip(number),
         port: 80,

@@ -266,14 +266,16 @@ impl Planner {
             if phase == Phase::RemovedSourceRanges && restricted.contains(&*planned.port) {
                 return (Phase::SourceRanges, 3);
             }
-            match &planned.step {
-                Step::Switch { service, .. } if late.contains_key(service) => {
-                    (Phase::Frontends, late[service])
-                }
-                Step::PutFrontend { key, frontend } => (phase, self.rank_of(key, frontend, &late)),
-                _ if emptied.contains(&planned.port) => (phase, 2),
-                _ => (phase, 0),
+            if let Step::PutFrontend { key, frontend } = &planned.step {
+                return (phase, self.rank_of(key, frontend, &late));
             }
+            if let Step::Switch { service, .. } = &planned.step
+                && let Some(rank) = late.get(service)
+            {
+                return (Phase::Frontends, *rank);
+            }
+            let is_emptied = emptied.contains(&planned.port);
+            (phase, if is_emptied { 2 } else { 0 })
         });
         plan
     }
