@@ -226,7 +226,14 @@ fn sockets_are_looked_at_only_when_backends_of_udp_ports_move() {
 
 #[test]
 fn an_address_of_two_services_that_one_failed_to_write_and_gave_up_is_written_for_the_other() {
-    let two = || vec![service("a", 1), service("b", 1)];
+    let two = || {
+        let Event::ServiceApplied(mut other) = service("b", 1) else {
+            unreachable!("it makes no other");
+        };
+        // Another port: nothing of it changes when the first moves away.
+        other.ports[0].port = NonZeroU16::MAX;
+        vec![service("a", 1), Event::ServiceApplied(other)]
+    };
     let known = |syncer: &Syncer<FakeStore>| {
         let key = FrontendKey::of_address(IpAddr::from([10, 96, 0, 1]).into());
         syncer.store().maps.frontends.contains_key(&key)
