@@ -250,7 +250,7 @@ fn an_address_of_two_services_that_one_failed_to_write_and_gave_up_is_written_fo
     let mut store = FakeStore::new(ROOM);
     store.fail_after = before;
     let mut syncer = started(store, two(), vec![]);
-    assert!(!known(&syncer) && syncer.waiting() == (1, 0));
+    assert!(!known(&syncer) && syncer.waiting().0 == 1);
     syncer.store_mut().fail_after = None;
     let waiting = syncer.waiting.services();
     let failed = waiting.first().expect("one waits").name.clone();
