@@ -13,7 +13,7 @@ use crate::{
     waiting::{NotProgrammed, Trouble, Waiting},
 };
 
-/// Services in one plan at most, where they concern no others.
+/// Enough for the writes of a cold start to come in batches, few enough to cost no memory.
 const AT_ONCE: usize = 256;
 /// Services that are tried again when something was reclaimed: there may be thousands that find no room.
 const TRIED_AGAIN: usize = 256;
@@ -29,6 +29,8 @@ pub struct Syncer<S> {
     /// What could not be reclaimed, and has been said.
     unreclaimed: BTreeSet<Arc<PortKey>>,
     synced: bool,
+    /// Services in one plan at most, where they concern no others.
+    at_once: usize,
     /// Of Services that have something to say of this node.
     local: HashMap<ObjectName, LocalState>,
     without_local: WithoutLocal,
@@ -66,6 +68,7 @@ impl<S: MapStore> Syncer<S> {
             waiting: Waiting::default(),
             unreclaimed: BTreeSet::new(),
             synced: false,
+            at_once: AT_ONCE,
             local: HashMap::default(),
             without_local: WithoutLocal::default(),
         }
@@ -85,6 +88,11 @@ impl<S: MapStore> Syncer<S> {
 
     pub fn store_mut(&mut self) -> &mut S {
         &mut self.store
+    }
+
+    /// The maps outlive the agent.
+    pub fn into_store(self) -> S {
+        self.store
     }
 
     pub fn apply(&mut self, event: Event) {
@@ -146,7 +154,7 @@ impl<S: MapStore> Syncer<S> {
             report,
             refused,
             udp_moved,
-        } = carry_out(&mut self.planner, changes, AT_ONCE, &mut self.store);
+        } = carry_out(&mut self.planner, changes, self.at_once, &mut self.store);
         let began_to_wait = self.remember_troubles(&touched, &refused, &report);
         for note in self.model.take_notes() {
             log::warn!("{note}");
@@ -265,3 +273,7 @@ mod room_tests;
 #[cfg(test)]
 #[path = "sync_scale_tests.rs"]
 mod scale_tests;
+
+#[cfg(test)]
+#[path = "sync_fault_tests.rs"]
+mod fault_tests;

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
-use proxy_common::abi::Protocol;
+use proxy_common::abi::{FrontendKey, Protocol};
 
 use super::*;
 use crate::model::NodePortScope;
@@ -9,6 +9,7 @@ use crate::{
     model::{
         Endpoint, EndpointSlice, Family, Kind, Node, Service, ServicePort, SlicePort, TrafficPolicy,
     },
+    plan::Step,
 };
 
 pub(super) const ROOM: Capacity = Capacity {
@@ -225,4 +226,35 @@ fn sockets_are_looked_at_only_when_backends_of_udp_ports_move() {
     // The backend's id goes with the grace period: now its sockets are known to be without one.
     let epoch = syncer.begin_grace().unwrap();
     assert!(syncer.passed(epoch).udp_moved);
+}
+
+#[test]
+fn an_address_of_two_services_that_one_failed_to_write_and_gave_up_is_written_for_the_other() {
+    let two = || {
+        let Event::ServiceApplied(mut other) = service("b", 1) else {
+            unreachable!("it makes no other");
+        };
+        // Another port: nothing of it changes when the first moves away.
+        other.ports[0].port = NonZeroU16::MAX;
+        vec![service("a", 1), Event::ServiceApplied(other)]
+    };
+    let known = |syncer: &Syncer<FakeStore>| {
+        let key = FrontendKey::of_address(IpAddr::from([10, 96, 0, 1]).into());
+        syncer.store().maps.frontends.contains_key(&key)
+    };
+    let whole = started(FakeStore::new(ROOM), two(), vec![]);
+    let is_address = |step: &Step| matches!(step, Step::PutAddress { .. });
+    let before = whole.store().log.iter().position(is_address);
+    assert!(known(&whole));
+
+    let mut store = FakeStore::new(ROOM);
+    store.fail_after = before;
+    let mut syncer = started(store, two(), vec![]);
+    assert!(!known(&syncer) && syncer.waiting().0 == 1);
+    syncer.store_mut().fail_after = None;
+    let waiting = syncer.waiting.services();
+    let failed = waiting.first().expect("one waits").name.clone();
+    syncer.apply(service(&failed, 2));
+    syncer.sync();
+    assert!(!syncer.has_retries() && known(&syncer));
 }

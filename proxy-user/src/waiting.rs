@@ -77,6 +77,11 @@ impl Waiting {
         (self.services.len(), full)
     }
 
+    #[cfg(test)]
+    pub fn services(&self) -> BTreeSet<ObjectName> {
+        self.services.keys().cloned().collect()
+    }
+
     /// So many of them, each in its turn.
     pub fn pick(&mut self, at_most: usize) -> Vec<ObjectName> {
         let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);

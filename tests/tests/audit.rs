@@ -77,7 +77,7 @@ fn damage(stage: &Stage) -> Result<()> {
 /// Both families are served as if nothing had been.
 fn served(stage: &Stage) -> Result<()> {
     for ip in [VIP4, VIP6] {
-        let answers = stage.client().probe().connect_many(at(ip, 80), 40)?;
+        let answers = stage.client().probe().connect_many(at(ip, 80), 60)?;
         answered_by(&answers, &BACKENDS)?;
     }
     let stray = frontends(stage)?.get(&key("10.96.0.99", 80).to_bytes(), 0);

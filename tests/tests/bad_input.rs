@@ -20,9 +20,9 @@ const WARN: &str = "WARN";
 
 fn still_works(stage: &Stage) -> Result<()> {
     let probe = stage.client().probe();
-    answered_by(&probe.connect_many(at(VIP4, 80), 30)?, &BACKENDS)?;
-    answered_by(&probe.connect_many(at(VIP6, 80), 30)?, &BACKENDS)?;
-    answered_by(&probe.udp_many(at(VIP4, 53), 30)?, &BACKENDS)
+    answered_by(&probe.connect_many(at(VIP4, 80), 60)?, &BACKENDS)?;
+    answered_by(&probe.connect_many(at(VIP6, 80), 60)?, &BACKENDS)?;
+    answered_by(&probe.udp_many(at(VIP4, 53), 60)?, &BACKENDS)
 }
 
 /// One line with all of it, said once; and the good Service works.
@@ -91,7 +91,7 @@ fn a_service_whose_file_breaks_keeps_working_as_it_was() -> Result<()> {
     web_slices(&stage.world, &stage.manifests, &["backend-2"])?;
     eventually("the mended slice to count", || {
         answered_by(
-            &stage.client().probe().connect_many(at(VIP4, 80), 20)?,
+            &stage.client().probe().connect_many(at(VIP4, 80), 60)?,
             &["backend-2"],
         )
     })
@@ -385,7 +385,7 @@ fn a_folder_that_disappears_takes_nothing_along_and_counts_again_when_it_is_back
     web_slices(&stage.world, &manifests, &["backend-3"])?;
     let result = eventually("the new folder to count", || {
         answered_by(
-            &stage.client().probe().connect_many(at(VIP4, 80), 20)?,
+            &stage.client().probe().connect_many(at(VIP4, 80), 60)?,
             &["backend-3"],
         )
     });

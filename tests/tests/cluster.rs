@@ -34,8 +34,8 @@ fn usual() -> Result<Cluster> {
 fn served_by(cluster: &Cluster, names: &[&str]) -> Result<()> {
     eventually(&format!("to be served by {names:?}"), || {
         let probe = cluster.client().probe();
-        answered_by(&probe.connect_many(at(VIP4, 80), 30)?, names)?;
-        answered_by(&probe.udp_many(at(VIP4, 53), 30)?, names)
+        answered_by(&probe.connect_many(at(VIP4, 80), 60)?, names)?;
+        answered_by(&probe.udp_many(at(VIP4, 53), 60)?, names)
     })
 }
 

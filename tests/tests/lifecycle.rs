@@ -64,9 +64,9 @@ fn pins(bpffs: &Path) -> Result<Vec<String>> {
 
 fn translated(stage: &Stage) -> Result<()> {
     let probe = stage.client().probe();
-    answered_by(&probe.connect_many(at(VIP4, 80), 40)?, &BACKENDS)?;
-    answered_by(&probe.connect_many(at(VIP6, 80), 40)?, &BACKENDS)?;
-    answered_by(&probe.udp_many(at(VIP4, 53), 40)?, &BACKENDS)?;
+    answered_by(&probe.connect_many(at(VIP4, 80), 60)?, &BACKENDS)?;
+    answered_by(&probe.connect_many(at(VIP6, 80), 60)?, &BACKENDS)?;
+    answered_by(&probe.udp_many(at(VIP4, 53), 60)?, &BACKENDS)?;
     answered_by(&probe.udp_connected_many(at(VIP6, 53), 40)?, &BACKENDS)
 }
 
@@ -362,11 +362,11 @@ fn two_nodes_do_not_see_one_anothers_services() -> Result<()> {
     }
     let client = |name: &str| world.pod(name).probe();
     answered_by(
-        &client("client-a").connect_many(at(VIP4, 80), 20)?,
+        &client("client-a").connect_many(at(VIP4, 80), 60)?,
         &["backend-a"],
     )?;
     answered_by(
-        &client("client-b").connect_many(at(VIP4, 80), 20)?,
+        &client("client-b").connect_many(at(VIP4, 80), 60)?,
         &["backend-b"],
     )?;
     let refused = tests::net_error(client("client-a").connect(at("10.96.2.1", 80)))?;
@@ -377,7 +377,7 @@ fn two_nodes_do_not_see_one_anothers_services() -> Result<()> {
     agents[0].cleanup()?;
     leads_nowhere(&world, "client-a", VIP4)?;
     answered_by(
-        &client("client-b").connect_many(at(VIP4, 80), 20)?,
+        &client("client-b").connect_many(at(VIP4, 80), 60)?,
         &["backend-b"],
     )
 }
@@ -398,7 +398,7 @@ fn another_tools_programs_on_the_same_cgroup_keep_working_when_ours_go() -> Resu
     let probe = stage.world.pod("client").probe();
     translated(&stage)?;
     answered_by(
-        &probe.connect_many(at("10.96.3.1", 80), 20)?,
+        &probe.connect_many(at("10.96.3.1", 80), 60)?,
         &["backend-3"],
     )?;
     let open = probe.connect(at("10.96.3.1", 80))?;
@@ -407,7 +407,7 @@ fn another_tools_programs_on_the_same_cgroup_keep_working_when_ours_go() -> Resu
     stage.agent.restart()?;
     stage.agent.wait_ready(PATIENCE)?;
     answered_by(
-        &probe.connect_many(at("10.96.3.1", 80), 20)?,
+        &probe.connect_many(at("10.96.3.1", 80), 60)?,
         &["backend-3"],
     )?;
     stage.agent.stop()?;
@@ -421,7 +421,7 @@ fn another_tools_programs_on_the_same_cgroup_keep_working_when_ours_go() -> Resu
     })?;
     leads_nowhere(&stage.world, "client", VIP4)?;
     answered_by(
-        &probe.connect_many(at("10.96.3.1", 80), 20)?,
+        &probe.connect_many(at("10.96.3.1", 80), 60)?,
         &["backend-3"],
     )?;
     ensure!(open.exchange("x")?.name == "backend-3");

@@ -45,7 +45,7 @@ fn an_undefined_port_of_a_cluster_ip_is_refused_at_once_and_what_was_one_is_not(
     let error = net_error(stage.client().probe().connect(at(VIP4, 53)))?;
     ensure!(error.errno == "ECONNREFUSED", "{error}");
     answered_by(
-        &stage.client().probe().connect_many(at(VIP4, 80), 20)?,
+        &stage.client().probe().connect_many(at(VIP4, 80), 60)?,
         &BACKENDS,
     )?;
 
@@ -114,8 +114,8 @@ fn admits(stage: &Stage, wanted_pods: bool, wanted_node: bool) -> Result<()> {
         for ip in [LB4, LB6] {
             let before = stage.counter("connect_not_allowed")?;
             if admitted {
-                answered_by(&pod.probe().connect_many(at(ip, 80), 20)?, &BACKENDS)?;
-                answered_by(&pod.probe().udp_many(at(ip, 53), 20)?, &BACKENDS)?;
+                answered_by(&pod.probe().connect_many(at(ip, 80), 60)?, &BACKENDS)?;
+                answered_by(&pod.probe().udp_many(at(ip, 53), 60)?, &BACKENDS)?;
                 ensure!(stage.counter("connect_not_allowed")? == before);
             } else {
                 // The address stays as it is: UDP sockets say whom they are connected to.
@@ -125,7 +125,7 @@ fn admits(stage: &Stage, wanted_pods: bool, wanted_node: bool) -> Result<()> {
             }
         }
         // The ClusterIP is for all.
-        answered_by(&pod.probe().connect_many(at(VIP4, 80), 20)?, &BACKENDS)?;
+        answered_by(&pod.probe().connect_many(at(VIP4, 80), 60)?, &BACKENDS)?;
     }
     Ok(())
 }

@@ -74,10 +74,10 @@ fn all_refused(stage: &Stage) -> Result<()> {
 fn all_answered(stage: &Stage, by: &[&str]) -> Result<()> {
     let probe = stage.client().probe();
     for to in every_address(80) {
-        answered_by(&probe.connect_many(to, 30)?, by).with_context(|| format!("TCP {to}"))?;
+        answered_by(&probe.connect_many(to, 60)?, by).with_context(|| format!("TCP {to}"))?;
     }
     for to in every_address(53) {
-        answered_by(&probe.udp_many(to, 30)?, by).with_context(|| format!("UDP {to}"))?;
+        answered_by(&probe.udp_many(to, 60)?, by).with_context(|| format!("UDP {to}"))?;
         answered_by(&probe.udp_connected_many(to, 30)?, by)
             .with_context(|| format!("connected UDP {to}"))?;
     }

@@ -37,6 +37,11 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
+}
+
 /// As `tcx` has it (Linux 6.6, e420bed02507).
 #[repr(C)]
 struct LinkCreate {
@@ -66,6 +71,8 @@ unsafe impl Attr for Obj {}
 unsafe impl Attr for InfoByFd {}
 // SAFETY: integers, no addresses.
 unsafe impl Attr for LinkUpdate {}
+// SAFETY: integers, no addresses.
+unsafe impl Attr for LinkDetach {}
 // SAFETY: integers, no addresses.
 unsafe impl Attr for LinkCreate {}
 // SAFETY: integers only; `prog_ids` is null and `count` 0: nothing is written there.
@@ -195,6 +202,19 @@ impl Link {
         )
         .map(drop)
     }
+}
+
+/// From now on the link runs nothing (Linux 5.9, 73b11c2ab072). The last pin's removal ends it too, but
+/// some time later.
+pub(super) fn detach(path: &Path) -> io::Result<()> {
+    let link = Link::open(path)?;
+    bpf(
+        sys::LINK_DETACH,
+        &mut LinkDetach {
+            link_fd: number(link.fd.as_raw_fd()),
+        },
+    )
+    .map(drop)
 }
 
 /// Whether devices take links: a kernel that doesn't know of them says EINVAL.

@@ -17,7 +17,7 @@ use proxy_common::abi::{ABI_VERSION, map};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::{
-    Sizes, layout,
+    Sizes, layout, link,
     pinned::{self, Kind},
     raw_map::RawMap,
     resize::{self, Move, Moves, Resize, Why},
@@ -725,6 +725,9 @@ fn remove(directory: &Path, cleaned: &mut Cleaned) -> Result<(), PinError> {
 fn remove_links(directory: &Path, removed: &mut Vec<Removed>) -> Result<(), PinError> {
     for (_, path) in pins_in(directory, LINK_PREFIX)? {
         if is_link(&path) {
+            if let Err(error) = link::detach(&path) {
+                log::debug!("{}: {error}; it ends with its pin", path.display());
+            }
             fs::remove_file(&path).map_err(io_error(&path))?;
             removed.push(Removed {
                 what: "link and program",

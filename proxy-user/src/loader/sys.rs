@@ -19,6 +19,7 @@ pub(crate) const MAP_UPDATE_BATCH: libc::c_int = 26;
 pub(crate) const MAP_DELETE_BATCH: libc::c_int = 27;
 pub(super) const LINK_CREATE: libc::c_int = 28;
 pub(super) const LINK_UPDATE: libc::c_int = 29;
+pub(super) const LINK_DETACH: libc::c_int = 34;
 
 /// An anonymous struct of `union bpf_attr`: `repr(C)`, made of integers only.
 ///

@@ -1,18 +1,12 @@
 //! A hash map that is written in batches (BPF_MAP_UPDATE_BATCH and BPF_MAP_DELETE_BATCH, Linux 5.6).
 
-use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 
 use crate::loader::sys::{self, Batch, bpf, number};
 
 type Bytes<const N: usize> = [u8; N];
-
-/// What `enum bpf_cmd` without these commands says, and maps without these operations (ENOTSUPP).
-const UNKNOWN: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, 524];
 
 #[derive(Debug)]
 pub(super) struct Hash<const K: usize, const V: usize> {
@@ -21,7 +15,6 @@ pub(super) struct Hash<const K: usize, const V: usize> {
     /// The same map.
     fd: OwnedFd,
     pub(super) capacity: u32,
-    batches: bool,
 }
 
 impl<const K: usize, const V: usize> Hash<K, V> {
@@ -32,7 +25,6 @@ impl<const K: usize, const V: usize> Hash<K, V> {
             map: HashMap::try_from(Map::HashMap(data))?,
             fd,
             capacity,
-            batches: true,
         })
     }
 
@@ -57,9 +49,6 @@ impl<const K: usize, const V: usize> Hash<K, V> {
         let Ok(wanted) = u32::try_from(count) else {
             return 0;
         };
-        if !self.batches {
-            return 0;
-        }
         let mut attr = Batch {
             keys,
             values,
@@ -67,23 +56,11 @@ impl<const K: usize, const V: usize> Hash<K, V> {
             map_fd: number(self.fd.as_raw_fd()),
             ..Batch::default()
         };
-        let Err(error) = bpf(command, &mut attr) else {
+        if bpf(command, &mut attr).is_ok() {
             return count;
-        };
+        }
         // An error before the first element leaves the number as it was.
         let done = if attr.count < wanted { attr.count } else { 0 };
-        if done == 0 && is_unknown(&error) {
-            log::info!(
-                "this kernel writes hash maps one by one: {error} (Linux 5.6 does by batches)"
-            );
-            self.batches = false;
-        }
         usize::try_from(done).unwrap_or(0)
     }
-}
-
-fn is_unknown(error: &io::Error) -> bool {
-    error
-        .raw_os_error()
-        .is_some_and(|error| UNKNOWN.contains(&error))
 }

@@ -15,6 +15,8 @@ use crate::plan::{Step, address_of, remedy};
 mod batch;
 pub mod bpf;
 pub mod fake;
+pub mod faulty;
+pub mod meaning;
 mod prefix;
 mod shared_array;
 

@@ -15,3 +15,6 @@ pub use node_port::{NodePortScope, ScopeError};
 pub use object::*;
 pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope, SourceRanges};
 pub use state::{Model, Note};
+
+#[cfg(test)]
+pub(crate) use state::oracle;

@@ -791,5 +791,9 @@ pub(super) fn merge<'a>(
 mod tests;
 
 #[cfg(test)]
+#[path = "oracle.rs"]
+pub(crate) mod oracle;
+
+#[cfg(test)]
 #[path = "any_order_tests.rs"]
 mod any_order_tests;

@@ -26,6 +26,8 @@ pub(super) struct Addresses {
     /// Nearly always one.
     holders: HashMap<IpAddr, Vec<ObjectName>>,
     of_service: HashMap<ObjectName, Vec<IpAddr>>,
+    /// Given up by one of their holders before they came to be in the map.
+    inherited: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
@@ -56,6 +58,9 @@ impl Addresses {
                     if self.known.contains(&ip) {
                         self.unheld.insert(ip);
                     }
+                } else if !self.known.contains(&ip) {
+                    // It may have been the one that tried, and now nobody would.
+                    self.inherited.insert(ip);
                 }
             }
         }
@@ -72,11 +77,22 @@ impl Addresses {
         }
     }
 
-    /// Adds what leads to what is held by these Services. `reserved`: those there is room for.
+    /// Who holds what was inherited since the last call and is not in the map.
+    pub(super) fn take_heirs(&mut self) -> Vec<(ObjectName, IpAddr)> {
+        std::mem::take(&mut self.inherited)
+            .into_iter()
+            .filter(|ip| !self.known.contains(ip))
+            .filter_map(|ip| Some((self.holders.get(&ip)?.first()?.clone(), ip)))
+            .collect()
+    }
+
+    /// Adds what leads to what is held by these Services, and to what was inherited. `reserved`: those there
+    /// is room for.
     pub(super) fn plan<'a>(
-        &self,
+        &'a self,
         plan: &mut Plan,
         services: impl Iterator<Item = &'a ObjectName>,
+        heirs: &'a [(ObjectName, IpAddr)],
         reserved: &HashSet<IpAddr>,
     ) {
         let mut planned = HashSet::default();
@@ -86,14 +102,16 @@ impl Addresses {
             .iter()
             .map(|refused| refused.key.service.clone())
             .collect();
-        for service in services.filter(|service| !refused.contains(*service)) {
-            for &ip in self.of_service.get(service).into_iter().flatten() {
-                if reserved.contains(&ip) && planned.insert(ip) {
-                    plan.steps.push(Planned {
-                        port: Arc::new(key_of(service, ip)),
-                        step: Step::PutAddress { ip },
-                    });
-                }
+        let held = services.flat_map(|service| {
+            let ips = self.of_service.get(service).into_iter().flatten();
+            ips.map(move |ip| (service, ip))
+        });
+        for (service, ip) in held.chain(heirs.iter().map(|(service, ip)| (service, ip))) {
+            if !refused.contains(service) && reserved.contains(ip) && planned.insert(*ip) {
+                plan.steps.push(Planned {
+                    port: Arc::new(key_of(service, *ip)),
+                    step: Step::PutAddress { ip: *ip },
+                });
             }
         }
     }

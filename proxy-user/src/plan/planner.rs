@@ -227,7 +227,7 @@ impl Planner {
                 }
             }
             if plan.refused.len() == refused_before {
-                self.reserve_addresses(&mut plan, change, &mut new);
+                self.reserve_addresses(&mut plan, &change.service, &change.addresses, &mut new);
             }
             if !is_known && plan.refused.len() > refused_before {
                 // Whoever finds one of its ports would look for the others: it comes whole, or not yet.
@@ -254,8 +254,13 @@ impl Planner {
         for key in losers {
             self.plan_frontend_removals(&mut plan, &key, &taken);
         }
+        let heirs = self.addresses.take_heirs();
+        for (service, ip) in &heirs {
+            self.reserve_addresses(&mut plan, service, &[*ip], &mut new);
+        }
         let services = changes.iter().map(|change| &change.service);
-        self.addresses.plan(&mut plan, services, &new.addresses);
+        self.addresses
+            .plan(&mut plan, services, &heirs, &new.addresses);
         if all {
             self.addresses.plan_removals(&mut plan);
             self.service_nets.plan(&mut plan);
@@ -271,25 +276,30 @@ impl Planner {
             .filter(|snapshot| snapshot.source_ranges.is_some())
             .map(|snapshot| &snapshot.key)
             .collect();
+        let late = self.late(&plan, &emptied);
         // Stable: within a phase, the order of the Services stays.
         plan.steps.sort_by_key(|planned| {
             let phase = planned.step.phase();
             if phase == Phase::RemovedSourceRanges && restricted.contains(&*planned.port) {
-                (Phase::SourceRanges, 3)
-            } else if !emptied.contains(&planned.port) {
-                (phase, 0)
-            } else if phase == Phase::Switches {
-                (Phase::Frontends, 1)
-            } else {
-                (phase, 2)
+                return (Phase::SourceRanges, 3);
             }
+            if let Step::PutFrontend { key, frontend } = &planned.step {
+                return (phase, self.rank_of(key, frontend, &late));
+            }
+            if let Step::Switch { service, .. } = &planned.step
+                && let Some(rank) = late.get(service)
+            {
+                return (Phase::Frontends, *rank);
+            }
+            let is_emptied = emptied.contains(&planned.port);
+            (phase, if is_emptied { 2 } else { 0 })
         });
         plan
     }
 
-    /// Ports that frontends name and that lose their last backend. Other ports may take over frontends of theirs in the same
-    /// plan, and those frontends' clients must not be refused in between: such a switch comes after
-    /// what others take, and before what the port itself takes.
+    /// Ports that frontends name and that lose their last backend. Other ports may take over frontends of
+    /// theirs in the same plan, and those frontends' clients must not be refused in between: such a
+    /// switch comes after what others take, and before whatever is to name the port from then on.
     pub(super) fn emptied(&self, plan: &Plan) -> HashSet<Arc<PortKey>> {
         plan.steps
             .iter()
@@ -302,6 +312,57 @@ impl Planner {
             })
             .map(|planned| Arc::clone(&planned.port))
             .collect()
+    }
+
+    /// When among the frontends these ports are switched, by their ids: after each that is led elsewhere,
+    /// which comes after the switch of where it is to lead. If they wait for one another, a client may be
+    /// refused for a moment, and none reaches what it must not.
+    fn late(&self, plan: &Plan, emptied: &HashSet<Arc<PortKey>>) -> HashMap<u32, u8> {
+        let ports = emptied.iter().filter_map(|key| self.ports.get(key));
+        let mut late: HashMap<u32, u8> = ports.map(|port| (port.id, 1)).collect();
+        for _ in 0..late.len().min(MOST_IN_A_ROW) {
+            let mut is_right = true;
+            for planned in &plan.steps {
+                let Step::PutFrontend { key, frontend } = &planned.step else {
+                    continue;
+                };
+                let rank = self.rank_of(key, frontend, &late);
+                for (before, now) in self.moves(key, frontend) {
+                    if before != now
+                        && let Some(switch) = late.get_mut(&before)
+                        && *switch <= rank
+                    {
+                        *switch = rank + 1;
+                        is_right = false;
+                    }
+                }
+            }
+            if is_right {
+                break;
+            }
+        }
+        late
+    }
+
+    /// After the switches of what it is to lead to and does not yet.
+    fn rank_of(&self, key: &FrontendKey, frontend: &Frontend, late: &HashMap<u32, u8>) -> u8 {
+        if late.is_empty() {
+            return 0;
+        }
+        let moves = self.moves(key, frontend).into_iter();
+        let switches = moves.filter_map(|(before, now)| late.get(&now).filter(|_| before != now));
+        switches.max().map_or(0, |rank| rank + 1)
+    }
+
+    /// The ids to which the frontend led (0: none) and is to lead: those inside, those outside.
+    fn moves(&self, key: &FrontendKey, frontend: &Frontend) -> [(u32, u32); 2] {
+        let led = |frontend: &Frontend| match frontend.outside_service {
+            0 => [frontend.service; 2],
+            outside => [frontend.service, outside],
+        };
+        let before = frontend_address(key).and_then(|address| self.frontends.get(&address));
+        let (before, now) = (before.map_or([0; 2], led), led(frontend));
+        [(before[0], now[0]), (before[1], now[1])]
     }
 
     fn ports_of(&self, service: &ObjectName) -> impl Iterator<Item = (&Arc<PortKey>, &Port)> {
@@ -324,16 +385,22 @@ impl Planner {
     }
 
     /// Those of the Service's addresses that are not in the map.
-    fn reserve_addresses(&self, plan: &mut Plan, change: &Change, new: &mut New) {
+    fn reserve_addresses(
+        &self,
+        plan: &mut Plan,
+        service: &ObjectName,
+        ips: &[IpAddr],
+        new: &mut New,
+    ) {
         let is_new = |ip: &&IpAddr| !self.addresses.is_known(ip) && !new.addresses.contains(*ip);
-        let missing: Vec<IpAddr> = change.addresses.iter().filter(is_new).copied().collect();
+        let missing: Vec<IpAddr> = ips.iter().filter(is_new).copied().collect();
         let Some(first) = missing.first() else {
             return;
         };
         match self.has_room(missing.len() as u64, new) {
             Ok(()) => new.addresses.extend(missing),
             Err(full) => plan.refused.push(Refused {
-                key: addresses::key_of(&change.service, *first),
+                key: addresses::key_of(service, *first),
                 full,
             }),
         }
@@ -655,6 +722,9 @@ impl Planner {
         );
     }
 }
+
+/// Emptied ports that wait for one another: in practice one or two.
+const MOST_IN_A_ROW: usize = 16;
 
 /// What a plan adds to maps whose elements have no ids.
 #[derive(Debug, Default)]

@@ -3,12 +3,12 @@
 mod oracle;
 mod world;
 
-use oracle::{Desired, desired, one};
+use oracle::{Desired, all_services, desired, one, outside};
 use proptest::prelude::*;
 use proxy_common::abi::ServiceWord;
 use world::{Failure, World};
 
-use super::Used;
+use super::{Step, Used};
 use crate::maps::Capacity;
 
 const ROOM: Capacity = Capacity {
@@ -139,6 +139,22 @@ fn what_could_not_be_cleared_is_cleared_after_the_next_grace_period() {
     }));
     world.settle();
     assert_eq!(world.planner.used().backends, 1);
+}
+
+/// From outside it would lead to an endpoint that is none any more.
+#[test]
+fn a_new_frontend_names_no_list_of_this_node_that_is_about_to_lose_its_last_backend() {
+    let mut world = World::new(ROOM);
+    world.want(outside(0b11, 0b01, &[0]), None);
+    let after = outside(0b11, 0, &[0, 1]);
+    let plan = world.planner.plan(&after.changes(all_services()));
+    let steps: Vec<&Step> = plan.steps.iter().map(|planned| &planned.step).collect();
+    let is_emptied = |step: &Step| matches!(step, Step::Switch { word, .. } if word.count() == 0);
+    let emptied = steps.iter().position(|step| is_emptied(step));
+    let named = steps
+        .iter()
+        .position(|step| matches!(step, Step::PutFrontend { .. }));
+    assert!(emptied.is_some() && emptied < named, "{steps:?}");
 }
 
 proptest! {

@@ -262,6 +262,16 @@ pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
     build(&ports, &owners, &[0; VIPS as usize])
 }
 
+/// A port of the first Service with external addresses, for clients from outside those of this node.
+pub(super) fn outside(chosen: u8, here: u8, vips: &[u8]) -> Desired {
+    let mut ports = vec![None; usize::from(SERVICES) * 3];
+    ports[1] = Some(([chosen, 0, 0], false, true, None, 0));
+    ports[2] = Some(([here, 0, 0], true, false, None, 0));
+    let owner = |vip| if vips.contains(&vip) { 1 } else { usize::MAX };
+    let owners: Vec<usize> = (0..VIPS).map(owner).collect();
+    build(&ports, &owners, &[1; VIPS as usize])
+}
+
 fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired {
     let mut desired = Desired::default();
     let mut keys = Vec::new();

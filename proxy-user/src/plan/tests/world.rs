@@ -431,6 +431,7 @@ impl World {
             if new_owner.is_some() && !admitted {
                 // Whoever had it gives it up, and whoever gets it has no room.
                 allowed.lists.push(Outcome::Pass);
+                allowed.may_pass = true;
             }
         }
         for index in 0..VIPS {
