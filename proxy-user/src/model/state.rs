@@ -50,6 +50,16 @@ pub enum Note {
     },
 }
 
+impl Note {
+    /// A slice outlives its Service for a moment whenever a Service is deleted, and may come before it.
+    pub fn level(&self) -> log::Level {
+        match self {
+            Self::NoService { .. } => log::Level::Debug,
+            Self::AddressTaken { .. } | Self::OtherFamily { .. } => log::Level::Warn,
+        }
+    }
+}
+
 /// Everything known of one Service name.
 #[derive(Debug, Default)]
 struct Entry {
