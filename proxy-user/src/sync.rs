@@ -157,7 +157,7 @@ impl<S: MapStore> Syncer<S> {
         } = carry_out(&mut self.planner, changes, self.at_once, &mut self.store);
         let began_to_wait = self.remember_troubles(&touched, &refused, &report);
         for note in self.model.take_notes() {
-            log::log!(note.level(), "{note}");
+            log::warn!("{note}");
         }
         let health_checks = touched
             .iter()

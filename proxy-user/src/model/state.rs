@@ -50,20 +50,12 @@ pub enum Note {
     },
 }
 
-impl Note {
-    /// A slice outlives its Service for a moment whenever a Service is deleted, and may come before it.
-    pub fn level(&self) -> log::Level {
-        match self {
-            Self::NoService { .. } => log::Level::Debug,
-            Self::AddressTaken { .. } | Self::OtherFamily { .. } => log::Level::Warn,
-        }
-    }
-}
-
 /// Everything known of one Service name.
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Box<Service>>,
+    /// It was there, and its slices are about to follow it.
+    deleted: bool,
     /// Sorted by name.
     slices: Vec<EndpointSlice>,
     /// Said already.
@@ -392,6 +384,7 @@ impl Model {
             None => Vec::new(),
         };
         let (old_claims, new_claims) = (claims(&old), claims(&service));
+        entry.deleted = service.is_none();
         entry.service = service;
         if entry.service.is_none() && entry.slices.is_empty() {
             self.entries.remove(name);
@@ -572,10 +565,12 @@ fn snapshots(
 ) -> (Vec<PortSnapshot>, Vec<Note>) {
     let mut notes = Vec::new();
     let Some(service) = &entry.service else {
-        notes.extend(entry.slices.iter().map(|slice| Note::NoService {
-            slice: slice.name.clone(),
-            service: name.clone(),
-        }));
+        if !entry.deleted {
+            notes.extend(entry.slices.iter().map(|slice| Note::NoService {
+                slice: slice.name.clone(),
+                service: name.clone(),
+            }));
+        }
         return (Vec::new(), notes);
     };
     let mut snapshots = Vec::new();

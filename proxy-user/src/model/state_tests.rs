@@ -293,6 +293,17 @@ fn notes_are_said_once_and_again_when_they_come_back() {
     assert_eq!([said(&mut model, "old"), said(&mut model, "old")], [1, 0]);
 }
 
+#[test]
+fn a_slice_that_outlives_its_service_for_a_moment_is_not_worth_a_line() {
+    let mut model = model([
+        Event::ServiceApplied(service("a", 1, &["10.96.0.1"])),
+        Event::SliceApplied(slice("s", "a", &["10.0.0.1"])),
+        Event::ServiceGone(name("a")),
+    ]);
+    assert!(model.desired(&name("a")).is_empty());
+    assert_eq!(model.take_notes(), []);
+}
+
 /// A NodePort Service whose external policy is Local, and its endpoints by node.
 fn outside_local(endpoints: &[(&str, Option<&str>)]) -> Model {
     let mut a = service("a", 1, &["10.96.0.1"]);
