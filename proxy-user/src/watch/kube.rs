@@ -10,6 +10,7 @@ mod connection;
 mod contact;
 mod loose;
 mod outage;
+mod pace;
 mod retry_after;
 mod servers;
 mod turns;
@@ -44,7 +45,7 @@ pub use self::{
     connection::Connection,
     contact::{Contact, Freshness},
 };
-use self::{contact::Failure, loose::Loose, wire::Stripped};
+use self::{contact::Failure, loose::Loose, pace::Pace, wire::Stripped};
 use super::{SourceError, standing::Standing};
 use crate::model::{
     Event, Kind, Node,
@@ -249,7 +250,17 @@ impl<A, G> Watch<A, G> {
         // Each round begins with a list.
         loop {
             let mut events = pin!(watcher(api.clone(), config.clone()));
-            while let Some(event) = events.next().await {
+            let mut pace = Pace::new(Instant::now());
+            loop {
+                // The pages of a list follow one another as fast as they are read.
+                let event = if state.listing {
+                    events.next().await
+                } else {
+                    pace.next(&mut events).await
+                };
+                let Some(event) = event else {
+                    break;
+                };
                 let error = match event {
                     Ok(event) => {
                         // An Init says only that the list is going to be asked for.
