@@ -258,3 +258,36 @@ fn an_address_of_two_services_that_one_failed_to_write_and_gave_up_is_written_fo
     syncer.sync();
     assert!(!syncer.has_retries() && known(&syncer));
 }
+
+#[test]
+fn the_id_of_a_cleared_backend_is_used_again_after_another_grace_period_only() {
+    let ids = |syncer: &Syncer<FakeStore>| -> BTreeSet<u32> {
+        let backends = &syncer.store().maps.backends;
+        let held = backends.iter().filter(|(_, backend)| backend.service != 0);
+        held.map(|(id, _)| *id).collect()
+    };
+    let grace = |syncer: &mut Syncer<FakeStore>| {
+        let epoch = syncer.begin_grace().expect("something was freed");
+        syncer.passed(epoch);
+    };
+    let write = |syncer: &mut Syncer<FakeStore>, event| {
+        syncer.apply(event);
+        syncer.sync();
+    };
+    let store = FakeStore::new(ROOM);
+    let mut syncer = started(store, vec![service("a", 1)], vec![endpoints("a", 2)]);
+    let before = ids(&syncer);
+    write(&mut syncer, endpoints("a", 1));
+    grace(&mut syncer);
+    let cleared: Vec<u32> = before.difference(&ids(&syncer)).copied().collect();
+    assert_eq!(cleared.len(), 1, "one of {before:?}");
+
+    // A program that read the slot before it was cleared may read the backend only now.
+    write(&mut syncer, endpoints("a", 3));
+    assert_eq!(ids(&syncer).len(), 3);
+    assert!(!ids(&syncer).contains(&cleared[0]));
+
+    grace(&mut syncer);
+    write(&mut syncer, endpoints("a", 4));
+    assert!(ids(&syncer).contains(&cleared[0]), "it is free again");
+}
