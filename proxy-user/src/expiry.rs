@@ -15,7 +15,7 @@ use proxy_common::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    loader::{AffinityMap, FlowMap, Position, SocketMap, UdpFlowMap},
+    loader::{AffinityMap, Counted, FlowMap, Position},
     maps::bpf::BpfStore,
 };
 
@@ -78,28 +78,15 @@ impl Affinity {
     }
 }
 
-/// Goes when the socket is closed: it is only counted.
-impl Expiring for SocketMap {
+/// Sockets go when they are closed, and their flows when others come.
+impl Expiring for Counted {
     fn capacity(&self) -> u32 {
         self.capacity()
     }
 
     fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>> {
-        let (entries, next) = self.batch(from, SLICE)?;
-        swept.seen += entries.len();
-        Ok(next)
-    }
-}
-
-/// The least recently used go when others come: it is only counted.
-impl Expiring for UdpFlowMap {
-    fn capacity(&self) -> u32 {
-        self.capacity()
-    }
-
-    fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>> {
-        let (entries, next) = self.batch(from, SLICE)?;
-        swept.seen += entries.len();
+        let (seen, next) = self.count(from, SLICE)?;
+        swept.seen += seen;
         Ok(next)
     }
 }
@@ -127,7 +114,7 @@ pub async fn run(
     mut flows: Flows,
     mut half_open: Flows,
     mut affinity: Affinity,
-    (mut sockets, mut udp_flows): (SocketMap, UdpFlowMap),
+    (mut sockets, mut udp_flows): (Counted, Counted),
     tell: impl Fn(Filling),
 ) {
     let mut failed = [false; 5];

@@ -1,15 +1,12 @@
 //! Maps of the agent in the kernel, without an agent: nothing is pinned, and no program runs.
 
 use anyhow::{Result, ensure};
-use aya::{EbpfLoader, maps::Map};
+use aya::EbpfLoader;
 use nix::sys::resource::{Resource, setrlimit};
 use proxy_common::abi::map;
 use proxy_user::{
-    loader::OBJECT,
-    maps::{
-        Capacity,
-        bpf::{BpfStore, OpenError},
-    },
+    loader::{OBJECT, take_map},
+    maps::{Capacity, bpf::BpfStore},
 };
 
 /// Of this size, and gone with the store. Needs root, and an object (`cargo xtask build`).
@@ -30,14 +27,5 @@ pub fn make(capacity: Capacity) -> Result<BpfStore> {
         .map_max_entries(map::SOURCE_RANGES, capacity.source_ranges)
         .map_max_entries(map::SERVICE_NETS, capacity.service_nets)
         .load(OBJECT)?;
-    Ok(BpfStore::open(|name| match ebpf.take_map(name) {
-        Some(
-            Map::HashMap(data)
-            | Map::LruHashMap(data)
-            | Map::LpmTrie(data)
-            | Map::Array(data)
-            | Map::PerCpuArray(data),
-        ) => Ok(data),
-        _ => Err(OpenError::Missing { map: name }),
-    })?)
+    Ok(BpfStore::open(|name| take_map(&mut ebpf, name))?)
 }

@@ -153,12 +153,8 @@ fn lines(bpffs: &Path) -> Result<BTreeSet<String>> {
 
 #[test]
 fn however_the_api_server_is_cut_the_maps_come_to_say_what_a_fresh_agent_writes() -> Result<()> {
-    let seed = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::of_this_run();
+    let seed = dice.0;
     let world = World::builder().node("node-a", ["client"]).build()?;
     let node = world.node("node-a");
     let listener = node

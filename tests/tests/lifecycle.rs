@@ -412,13 +412,9 @@ fn another_tools_programs_on_the_same_cgroup_keep_working_when_ours_go() -> Resu
     )?;
     stage.agent.stop()?;
     stage.agent.cleanup()?;
-    // The kernel lets go of a link a moment after its last pin.
-    eventually("their programs to be alone", || {
-        for (hook, programs) in bpf::attached(stage.world.node("node-a").cgroup())? {
-            ensure!(programs.len() == 1, "hook {hook}: {programs:?}");
-        }
-        Ok(())
-    })?;
+    for (hook, programs) in bpf::attached(stage.world.node("node-a").cgroup())? {
+        ensure!(programs.len() == 1, "hook {hook}: {programs:?}");
+    }
     leads_nowhere(&stage.world, "client", VIP4)?;
     answered_by(
         &probe.connect_many(at("10.96.3.1", 80), 60)?,

@@ -338,12 +338,8 @@ fn grace(syncer: &mut Syncer<impl MapStore>) -> bool {
 #[test]
 fn with_one_operation_in_ten_failing_the_kernels_maps_come_to_say_what_a_clean_start_writes()
 -> Result<()> {
-    let seed = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::of_this_run();
+    let seed = dice.0;
     let mut objects = Objects::default();
     for number in 0..SERVICES {
         let service = any_service(number, &mut dice);

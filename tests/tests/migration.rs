@@ -221,9 +221,8 @@ fn manifests(world: &World) -> Result<ManifestDir> {
     Ok(manifests)
 }
 
-/// Starts kube-proxy, then the agent, then removes kube-proxy's rules, with connections that began under
-/// each.
-fn in_the_place_of(mode: Mode) -> Result<()> {
+/// A backend on the node of the proxy, and one elsewhere.
+fn two_nodes() -> Result<World> {
     let world = World::builder()
         .node("node-a", ["client", "near"])
         .node("node-b", ["far"])
@@ -232,6 +231,13 @@ fn in_the_place_of(mode: Mode) -> Result<()> {
     for backend in ["near", "far"] {
         serve(world.pod(backend), TARGET)?;
     }
+    Ok(world)
+}
+
+/// Starts kube-proxy, then the agent, then removes kube-proxy's rules, with connections that began under
+/// each.
+fn in_the_place_of(mode: Mode) -> Result<()> {
+    let world = two_nodes()?;
     let node = world.node("node-a");
     mode.others(node)?;
     let before = mode.rules(node)?;
@@ -436,14 +442,7 @@ fn maps_of(agent: &Agent, world: &World) -> Result<BTreeSet<u32>> {
 #[test]
 fn stopped_and_cleaned_up_after_the_node_is_as_it_was() -> Result<()> {
     for flags in [&[][..], &["--tc-attach", "clsact"]] {
-        let world = World::builder()
-            .node("node-a", ["client", "near"])
-            .node("node-b", ["far"])
-            .outside("laptop")
-            .build()?;
-        for backend in ["near", "far"] {
-            serve(world.pod(backend), TARGET)?;
-        }
+        let world = two_nodes()?;
         let node = world.node("node-a");
         node.netns().nft(OTHERS_BY_NFT)?;
         let before = snapshot(node)?;

@@ -641,13 +641,10 @@ fn what_others_put_among_the_pins_stays_and_is_told_of() -> Result<()> {
         said.matches("left alone").count() == 2 && said.contains("aside0/notes"),
         "{said}"
     );
-    // The kernel lets go of a link a moment after its last pin.
-    eventually("nothing to be attached", || {
-        for (hook, programs) in bpf::attached(world.node("node-a").cgroup())? {
-            ensure!(programs.is_empty(), "hook {hook}: {programs:?}");
-        }
-        Ok(())
-    })
+    for (hook, programs) in bpf::attached(world.node("node-a").cgroup())? {
+        ensure!(programs.is_empty(), "hook {hook}: {programs:?}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapError},
+    maps::{Map, MapData, MapError},
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
 use proxy_common::{
@@ -22,8 +22,8 @@ use proxy_common::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
-    AffinityMap, Claim, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins, Sizes,
-    SocketMap, UdpFlowMap, link::Link, sizes,
+    AffinityMap, Claim, Counted, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins,
+    Sizes, link::Link, sizes,
 };
 use crate::{
     expiry::monotonic_ns,
@@ -148,16 +148,7 @@ pub fn load(
             reason: reason(&error),
         })?;
     }
-    let store = BpfStore::open(|name| match ebpf.take_map(name) {
-        Some(
-            Map::HashMap(data)
-            | Map::LruHashMap(data)
-            | Map::LpmTrie(data)
-            | Map::Array(data)
-            | Map::PerCpuArray(data),
-        ) => Ok(data),
-        _ => Err(OpenError::Missing { map: name }),
-    })?;
+    let store = BpfStore::open(|name| take_map(&mut ebpf, name))?;
     Ok((
         Loaded {
             ebpf,
@@ -252,19 +243,39 @@ impl Loaded {
         mut self,
         mechanism: Mechanism,
     ) -> Result<(Claim, PacketPath, SweptMaps), LoadError> {
-        let mut take = |name| match self.ebpf.take_map(name) {
-            Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
-            _ => Err(OpenError::Missing { map: name }),
+        let mut take = |name| take_map(&mut self.ebpf, name);
+        let counted = |name| {
+            Counted::from_pin(&self.pins.map(name)).map_err(|error| OpenError::Open {
+                map: name,
+                source: MapError::IoError(error),
+            })
         };
         let swept = SweptMaps {
             flows: FlowMap::new(take(map::FLOWS)?)?,
             half_open: FlowMap::half_open(take(map::HALF_OPEN)?)?,
             affinity: AffinityMap::new(take(map::AFFINITY)?)?,
-            sockets: SocketMap::from_pin(&self.pins.map(map::SOCKETS))?,
-            udp_flows: UdpFlowMap::from_pin(&self.pins.map(map::UDP_FLOWS))?,
+            sockets: counted(map::SOCKETS)?,
+            udp_flows: counted(map::UDP_FLOWS)?,
         };
         let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
         Ok((self.claim, packet, swept))
+    }
+}
+
+/// A map that was loaded, of one of the types that ours have.
+///
+/// # Errors
+/// There is none of this name, or it has been taken.
+pub fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, OpenError> {
+    match ebpf.take_map(name) {
+        Some(
+            Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
+            | Map::Array(data)
+            | Map::PerCpuArray(data),
+        ) => Ok(data),
+        _ => Err(OpenError::Missing { map: name }),
     }
 }
 
@@ -274,8 +285,8 @@ pub struct SweptMaps {
     pub flows: FlowMap,
     pub half_open: FlowMap,
     pub affinity: AffinityMap,
-    pub sockets: SocketMap,
-    pub udp_flows: UdpFlowMap,
+    pub sockets: Counted,
+    pub udp_flows: Counted,
 }
 
 /// Whether the pinned link, if there is one and it is this cgroup's, now runs the program.

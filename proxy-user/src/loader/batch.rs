@@ -1,18 +1,11 @@
 //! Maps of the programs that the agent walks through, read in batches.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    path::Path,
-};
+use std::{io, path::Path};
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
-use proxy_common::abi::{
-    AffinityEntry, AffinityKey, FlowEntry, SocketCookie, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
-    map,
-};
+use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, map};
 
-use super::sys::{self, Batch, bpf, number};
+use super::raw_map::{Elements, Position, RawMap};
 use crate::maps::bpf::OpenError;
 
 type Bytes<const N: usize> = [u8; N];
@@ -22,13 +15,8 @@ type Bytes<const N: usize> = [u8; N];
 struct Batches<const K: usize, const V: usize> {
     map: BpfHashMap<MapData, Bytes<K>, Bytes<V>>,
     /// The same map.
-    fd: OwnedFd,
-    capacity: u32,
+    raw: RawMap,
 }
-
-/// Where the next batch begins.
-#[derive(Clone, Copy, Debug)]
-pub struct Position(u32);
 
 /// What one call read, and where the next one begins; `None` at the end.
 pub(super) type Read<K, V> = (Vec<(K, V)>, Option<Position>);
@@ -36,60 +24,23 @@ pub(super) type Read<K, V> = (Vec<(K, V)>, Option<Position>);
 impl<const K: usize, const V: usize> Batches<K, V> {
     fn new(name: &'static str, data: MapData) -> Result<Self, OpenError> {
         let open = |source| OpenError::Open { map: name, source };
-        let capacity = data.info().map_err(open)?.max_entries();
-        let duplicate = data.fd().as_fd().try_clone_to_owned();
-        let fd = duplicate.map_err(|error| open(MapError::IoError(error)))?;
+        let raw = RawMap::of(&data).map_err(|error| open(MapError::IoError(error)))?;
         let map = BpfHashMap::try_from(Map::HashMap(data)).map_err(open)?;
-        Ok(Self { map, fd, capacity })
+        Ok(Self { map, raw })
     }
 
     fn batch(&self, from: Option<Position>, room: usize) -> io::Result<Read<Bytes<K>, Bytes<V>>> {
-        let mut room = room;
-        loop {
-            let mut keys = vec![[0_u8; K]; room];
-            let mut values = vec![[0_u8; V]; room];
-            let start = from.map(|position| position.0);
-            let mut next = 0_u32;
-            let mut attr = Batch {
-                in_batch: start
-                    .as_ref()
-                    .map_or(0, |start| std::ptr::from_ref(start) as u64),
-                out_batch: std::ptr::from_mut(&mut next) as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: u32::try_from(room).map_err(io::Error::other)?,
-                map_fd: number(self.fd.as_raw_fd()),
-                elem_flags: 0,
-                flags: 0,
-            };
-            let result = bpf(sys::MAP_LOOKUP_BATCH, &mut attr);
-            let is_end = match result {
-                Ok(_) => false,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                // A bucket has more than there is room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    room = room.saturating_mul(2);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let count = usize::try_from(attr.count).map_err(io::Error::other)?;
-            let entries = keys.into_iter().zip(values).take(count).collect();
-            return Ok((entries, (!is_end).then_some(Position(next))));
-        }
+        let Elements { keys, values, next } = self.raw.batch(from, room)?;
+        let (keys, _) = keys.as_chunks();
+        let (values, _) = values.as_chunks();
+        let entries = keys.iter().copied().zip(values.iter().copied());
+        Ok((entries.collect(), next))
     }
 
     fn count(&self) -> io::Result<usize> {
-        const ROOM: usize = 8192;
-        let (mut count, mut position) = (0, None);
-        loop {
-            let (entries, next) = self.batch(position, ROOM)?;
-            count += entries.len();
-            if next.is_none() {
-                return Ok(count);
-            }
-            position = next;
-        }
+        let mut count = 0;
+        self.raw.each_batch(|keys, _| count += keys.len() / K)?;
+        Ok(count)
     }
 }
 
@@ -113,7 +64,7 @@ macro_rules! batched {
 
             /// Entries there is room for.
             pub fn capacity(&self) -> u32 {
-                self.0.capacity
+                self.0.raw.entries()
             }
 
             /// Entries there are now.
@@ -121,8 +72,7 @@ macro_rules! batched {
                 self.0.count()
             }
 
-            /// Up to `room` entries, by one call (BPF_MAP_LOOKUP_BATCH, Linux 5.6). What comes and goes
-            /// meanwhile may be missed or seen twice.
+            /// Up to `room` entries, by one call. What comes and goes meanwhile may be missed or seen twice.
             pub fn batch(
                 &self,
                 from: Option<Position>,
@@ -169,12 +119,29 @@ batched! {
     AffinityMap = map::AFFINITY, AffinityKey => AffinityEntry
 }
 
-batched! {
-    /// KP_SOCKETS.
-    SocketMap = map::SOCKETS, SocketCookie => SocketFlow
-}
+/// A hash map of which it only matters how many entries it has.
+#[derive(Debug)]
+pub struct Counted(RawMap);
 
-batched! {
-    /// KP_UDP_FLOWS.
-    UdpFlowMap = map::UDP_FLOWS, UdpFlowKey => UdpFlow
+impl Counted {
+    /// # Errors
+    /// It is not pinned there, or can't be read.
+    pub fn from_pin(path: &Path) -> io::Result<Self> {
+        RawMap::open(path).map(Self)
+    }
+
+    /// Entries there is room for.
+    pub fn capacity(&self) -> u32 {
+        self.0.entries()
+    }
+
+    /// How many of up to `room` entries there are from here, and where the next begin; `None` at the end.
+    pub fn count(
+        &self,
+        from: Option<Position>,
+        room: usize,
+    ) -> io::Result<(usize, Option<Position>)> {
+        let Elements { keys, next, .. } = self.0.batch(from, room)?;
+        Ok((keys.len() / self.0.key_size(), next))
+    }
 }

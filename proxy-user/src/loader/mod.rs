@@ -16,8 +16,8 @@ mod resize;
 mod sizes;
 pub(crate) mod sys;
 
-pub use attach::{Fixed, LoadError, Loaded, OBJECT, SweptMaps, load};
-pub use batch::{AffinityMap, FlowMap, Position, SocketMap, UdpFlowMap};
+pub use attach::{Fixed, LoadError, Loaded, OBJECT, SweptMaps, load, take_map};
+pub use batch::{AffinityMap, Counted, FlowMap};
 pub use features::Features;
 pub use hook::Hook;
 pub use packet::{
@@ -26,4 +26,5 @@ pub use packet::{
 };
 pub use pins::{Claim, Cleaned, Note, PinError, Pins, Removed};
 pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};
+pub use raw_map::Position;
 pub use sizes::Sizes;

@@ -14,6 +14,18 @@ use super::sys::{self, Attr, Batch, bpf, number};
 const ROOM: usize = 4096;
 /// Where a batch begins: the number of a bucket or a key, and none of ours is longer.
 const POSITION: usize = 64;
+/// Where the next batch begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Position([u8; POSITION]);
+
+/// Keys and values, one after the other, and where those after them begin; `None` at the end.
+#[derive(Debug)]
+pub(super) struct Elements {
+    pub(super) keys: Vec<u8>,
+    pub(super) values: Vec<u8>,
+    pub(super) next: Option<Position>,
+}
+
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
 
@@ -105,15 +117,27 @@ impl RawMap {
         if self.kind == Some(MapType::LpmTrie) {
             return self.each_by_key(see);
         }
-        let mut room = ROOM;
-        let mut start: Option<[u8; POSITION]> = None;
+        let mut position = None;
+        loop {
+            let Elements { keys, values, next } = self.batch(position, ROOM)?;
+            see(&keys, &values);
+            if next.is_none() {
+                return Ok(());
+            }
+            position = next;
+        }
+    }
+
+    /// Up to `room` elements, or more if they can't be told apart from others, by one call
+    /// (BPF_MAP_LOOKUP_BATCH, Linux 5.6).
+    pub(super) fn batch(&self, from: Option<Position>, mut room: usize) -> io::Result<Elements> {
         loop {
             let mut keys = vec![0_u8; self.key * room];
             let mut values = vec![0_u8; self.value * room];
-            let mut next = [0_u8; POSITION];
+            let mut next = Position([0; POSITION]);
             let mut attr = Batch {
-                in_batch: start.as_ref().map_or(0, |start| start.as_ptr() as u64),
-                out_batch: next.as_mut_ptr() as u64,
+                in_batch: from.as_ref().map_or(0, |from| from.0.as_ptr() as u64),
+                out_batch: next.0.as_mut_ptr() as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
                 count: u32::try_from(room).map_err(io::Error::other)?,
@@ -131,11 +155,10 @@ impl RawMap {
                 Err(error) => return Err(error),
             };
             let count = usize::try_from(attr.count).map_err(io::Error::other)?;
-            see(&keys[..count * self.key], &values[..count * self.value]);
-            if is_end {
-                return Ok(());
-            }
-            start = Some(next);
+            keys.truncate(count * self.key);
+            values.truncate(count * self.value);
+            let next = (!is_end).then_some(next);
+            return Ok(Elements { keys, values, next });
         }
     }
 

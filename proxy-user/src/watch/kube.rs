@@ -216,6 +216,8 @@ struct State {
     list_begins: bool,
     /// From `Init` to `InitDone`.
     listing: bool,
+    /// The list in progress has begun to come.
+    answered: bool,
     /// Whom the list in progress brought: of the Node itself, else those with problems.
     listed: HashSet<String>,
     node: Option<Node>,
@@ -268,8 +270,10 @@ impl<A, G> Watch<A, G> {
                             backoff.reset();
                             state.absent = None;
                             state.withheld = None;
-                            state.known |= matches!(event, watcher::Event::InitDone);
-                            if state.listing {
+                            let is_done = matches!(event, watcher::Event::InitDone);
+                            state.known |= is_done;
+                            let first = !std::mem::replace(&mut state.answered, true);
+                            if state.listing && (first || is_done) {
                                 let over = self.contact.answered(plural, Instant::now());
                                 over.into_iter().for_each(contact::Line::tell);
                             }
@@ -352,6 +356,7 @@ impl<A, G> Watch<A, G> {
             watcher::Event::Init => {
                 state.list_begins = true;
                 state.listing = true;
+                state.answered = false;
                 state.listed.clear();
             }
             watcher::Event::InitApply(object) => {

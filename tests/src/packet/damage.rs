@@ -9,6 +9,16 @@ use super::rows;
 pub struct Dice(pub u64);
 
 impl Dice {
+    /// Other ones each time, unless the environment has a `SEED`; it is printed, to throw the same again.
+    pub fn of_this_run() -> Self {
+        let seed = std::env::var("SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        eprintln!("SEED={seed}");
+        Self(seed)
+    }
+
     pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -56,8 +56,6 @@ struct State {
     files: Files,
     servers: Servers,
     link: Option<Link>,
-    /// The server that answered last.
-    answers: String,
     /// Why the files can't be read any more, as it was told.
     unreadable: Option<String>,
     /// Counts the links there were.
@@ -117,7 +115,6 @@ impl Connection {
                 config,
                 files,
                 servers,
-                answers: server.clone(),
                 link: Some(Link {
                     number: 1,
                     server: server.clone(),
@@ -214,18 +211,14 @@ impl Shared {
                         self.leave(&link);
                         continue;
                     }
-                    let mut state = self.state();
-                    if state.answers != link.server {
-                        state.answers.clone_from(&link.server);
-                        self.contact.moved(&link.server);
+                    if self.contact.moved(&link.server) {
                         failed.push(format!("going on with {}", link.server));
                         log::info!("{}", failed.join("; "));
                     }
                     let wish = retry_after::wish(status, response.headers(), SystemTime::now());
                     if let Some(pause) = wish {
-                        state.turns.ask_pause(pause, Instant::now());
+                        self.state().turns.ask_pause(pause, Instant::now());
                     }
-                    drop(state);
                     // Whether a list can be used is for its reader to say.
                     if status.is_success() && asked.watch {
                         for line in self.contact.answered(&asked.plural, Instant::now()) {

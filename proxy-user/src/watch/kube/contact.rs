@@ -138,9 +138,14 @@ impl Contact {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another server answers now.
-    pub(super) fn moved(&self, server: &str) {
-        server.clone_into(&mut self.state().server);
+    /// This server answers. Whether it is another one than before.
+    pub(super) fn moved(&self, server: &str) -> bool {
+        let mut state = self.state();
+        let moved = state.server != server;
+        if moved {
+            server.clone_into(&mut state.server);
+        }
+        moved
     }
 
     pub(super) fn failed(&self, failure: Failure<'_>, now: Instant) -> Line {

@@ -3,11 +3,7 @@
 //!
 //! kube's watcher asks again at once when a watch ends, which is right only if it lasted.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher as _, RandomState},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -36,7 +32,7 @@ impl Turns {
     /// The server asked for a pause.
     pub(super) fn ask_pause(&mut self, pause: Duration, now: Instant) {
         // Late rather than early, and not all nodes at once.
-        let until = now + pause + pause.mul_f64(0.5 * chance());
+        let until = now + pause + pause.mul_f64(0.5 * fastrand::f64());
         self.not_before = Some(self.not_before.map_or(until, |known| known.max(until)));
     }
 
@@ -67,18 +63,14 @@ impl Turns {
             None => Duration::ZERO,
             Some(more) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << more.min(16));
-                pause.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * chance())
+                pause
+                    .min(LONGEST_PAUSE)
+                    .mul_f64(0.5 + 0.5 * fastrand::f64())
             }
         };
         known.last = now + wait;
         wait
     }
-}
-
-/// From 0 to 1.
-fn chance() -> f64 {
-    let bits = RandomState::new().hash_one(0_u8);
-    f64::from(u32::try_from(bits >> 32).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]
