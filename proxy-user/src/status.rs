@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{Table, presets};
 use proxy_common::abi::{
     ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Protocol, ServiceAffinity,
     ServiceWord, SockAddr,
@@ -15,6 +14,7 @@ use proxy_common::abi::{
 use serde::Serialize;
 
 use crate::{
+    cli::output,
     control::State,
     loader::{Hook, OnDevice},
     maps::{Capacity, Observed},
@@ -316,7 +316,7 @@ impl Status {
             );
         }
         if !self.devices.is_empty() {
-            let mut table = new_table(width, &["DEVICE", "INDEX", "INGRESS", "EGRESS"]);
+            let mut table = output::table(width, &["DEVICE", "INDEX", "INGRESS", "EGRESS"]);
             for device in &self.devices {
                 table.add_row([
                     device.name.clone(),
@@ -327,7 +327,7 @@ impl Status {
             }
             let _string_is_infallible = writeln!(out, "{table}\n");
         }
-        let mut table = new_table(width, &["FRONTEND", "PROTO", "KIND", "SERVICE", "BACKENDS"]);
+        let mut table = output::table(width, &["FRONTEND", "PROTO", "KIND", "SERVICE", "BACKENDS"]);
         for frontend in &self.frontends {
             let chosen = frontend.backends.iter().filter(|b| b.chosen);
             let backends = match frontend.verdict {
@@ -346,7 +346,7 @@ impl Status {
             ]);
         }
         let _string_is_infallible = writeln!(out, "{table}\n");
-        let mut table = new_table(width, &["MAP", "USED", "CAPACITY"]);
+        let mut table = output::table(width, &["MAP", "USED", "CAPACITY"]);
         for (name, map) in &self.maps {
             table.add_row([
                 (*name).to_owned(),
@@ -355,7 +355,7 @@ impl Status {
             ]);
         }
         let _string_is_infallible = writeln!(out, "{table}\n");
-        let mut table = new_table(width, &["COUNTER", "VALUE", "MEANING"]);
+        let mut table = output::table(width, &["COUNTER", "VALUE", "MEANING"]);
         for counter in Counter::ALL {
             let value = self.counters.get(counter.name()).copied().unwrap_or(0);
             table.add_row([
@@ -371,18 +371,4 @@ impl Status {
 
 fn map_use(used: usize, capacity: u32) -> MapUse {
     MapUse { used, capacity }
-}
-
-fn new_table(width: Option<u16>, header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
-    if let Some(width) = width {
-        table
-            .set_content_arrangement(comfy_table::ContentArrangement::Dynamic)
-            .set_width(width);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
 }

@@ -2,6 +2,7 @@
 
 mod as_kube_proxy;
 mod cleanup;
+pub(crate) mod output;
 mod run;
 mod snat_ports;
 mod status;

@@ -1,10 +1,8 @@
-use std::io::{IsTerminal as _, Write as _};
-
 use clap::Args;
 
 use proxy_common::abi::map;
 
-use super::{CliError, PinArgs};
+use super::{CliError, PinArgs, output};
 use crate::{
     control::{self, ControlError},
     loader::{
@@ -61,32 +59,25 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
         Err(error) => eprintln!("kube-portal: {error}"),
     }
     let text = if args.json {
-        to_json(&status)?
+        output::json(&status)?
     } else {
-        let width = std::io::stdout()
-            .is_terminal()
-            .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok())
-            .flatten()
-            .map(|size| size.ws_col)
-            // A serial console has none to tell.
-            .filter(|width| *width > 0);
-        status.to_table(width)
+        status.to_table(output::width())
     };
-    print(&text)
+    output::print(&text)
 }
 
 fn verify(pins: &Pins, json: bool) -> Result<(), CliError> {
     let audited = control::verify(&pins.directory())?;
     if json {
-        print(&to_json(&audited)?)?;
+        output::print(&output::json(&audited)?)?;
     } else if audited.drifted == 0 {
-        print(&format!(
+        output::print(&format!(
             "{} entries, all as they should be",
             audited.checked
         ))?;
     } else {
         let lines: Vec<String> = audited.lines().collect();
-        print(&lines.join("\n"))?;
+        output::print(&lines.join("\n"))?;
     }
     if audited.drifted == 0 {
         Ok(())
@@ -95,23 +86,5 @@ fn verify(pins: &Pins, json: bool) -> Result<(), CliError> {
             drifted: audited.drifted,
             repaired: audited.repaired,
         })
-    }
-}
-
-fn to_json(value: &impl serde::Serialize) -> Result<String, CliError> {
-    serde_json::to_string_pretty(value).map_err(|error| CliError::Io {
-        what: "status",
-        source: error.into(),
-    })
-}
-
-fn print(text: &str) -> Result<(), CliError> {
-    // A reader that has seen enough (`| head`) is no failure.
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Io {
-            what: "standard output",
-            source,
-        }),
-        Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -1,0 +1,53 @@
+//! What every subcommand's output has in common.
+
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::CliError;
+
+/// Columns of the terminal, if one is watching.
+pub(crate) fn width() -> Option<u16> {
+    io::stdout()
+        .is_terminal()
+        .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
+        .flatten()
+        .map(|size| size.ws_col)
+        // A serial console has none to tell.
+        .filter(|width| *width > 0)
+}
+
+pub(crate) fn json(value: &impl Serialize) -> Result<String, CliError> {
+    serde_json::to_string_pretty(value).map_err(|error| CliError::Io {
+        what: "the JSON text",
+        source: error.into(),
+    })
+}
+
+/// With a newline behind it.
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    // A reader that has seen enough (`| head`) is no failure.
+    match writeln!(io::stdout(), "{text}") {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => Err(CliError::Io {
+            what: "standard output",
+            source,
+        }),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Without lines, so that it is easy to cut and to search; wrapped to `width` columns.
+pub(crate) fn table(width: Option<u16>, header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    if let Some(width) = width {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
