@@ -1,11 +1,15 @@
 //! The programs kube-portal loads into the kernel. Thin on purpose: maps, adapters, entries; every
 //! decision is in `proxy_common::datapath`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// Adding atomically: `context/tables.rs`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod monitor;
 #[cfg(target_arch = "bpf")]
 mod program;
 

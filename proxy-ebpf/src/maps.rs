@@ -3,14 +3,15 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use proxy_common::{
     abi::{
-        Addr, AffinityEntry, AffinityKey, Backend, Device, FlowEntry, FlowTimeouts, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, PortRange, Service, ServiceName, SockAddr,
-        SocketCookie, SocketFlow, SourceRange, Tuple, UdpFlow, UdpFlowKey,
+        Addr, AffinityEntry, AffinityKey, Backend, BackendStats, Device, FlowEntry, FlowTimeouts,
+        FragmentKey, FragmentPorts, Frontend, FrontendKey, MonitorEvent, MonitorFilter, PortRange,
+        Service, ServiceName, ServiceStats, SockAddr, SocketCookie, SocketFlow, SourceRange, Tuple,
+        UdpFlow, UdpFlowKey,
     },
     datapath::{
         conntrack::{TimeoutTable, timeout_table},
@@ -89,6 +90,22 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, 1024> = LruHa
 /// Indexed by `Counter`.
 #[btf_map(name = "KP_COUNTERS")]
 pub(crate) static COUNTERS: PerCpuArray<u64, 64> = PerCpuArray::new();
+
+/// By service id.
+#[btf_map(name = "KP_SERVICE_STATS")]
+pub(crate) static SERVICE_STATS: Array<ServiceStats, 1024, SHARED> = Array::new();
+
+/// By backend id.
+#[btf_map(name = "KP_BACKEND_STATS")]
+pub(crate) static BACKEND_STATS: Array<BackendStats, 1024, SHARED> = Array::new();
+
+/// Which decisions are to be told.
+#[btf_map(name = "KP_MONITOR")]
+pub(crate) static MONITOR: Array<MonitorFilter, 1> = Array::new();
+
+/// Decisions for `kube-portal monitor`, its only reader; bytes.
+#[btf_map(name = "KP_EVENTS")]
+pub(crate) static EVENTS: RingBuf<MonitorEvent, { 256 * 1024 }> = RingBuf::new();
 
 /// Flows whose client has shown that it hears the answers. What finds no room stays in HALF_OPEN.
 #[btf_map(name = "KP_FLOWS")]

@@ -22,6 +22,8 @@ pub fn make(capacity: Capacity) -> Result<BpfStore> {
         .map_max_entries(map::FRONTENDS, capacity.frontends)
         .map_max_entries(map::SERVICES, capacity.services)
         .map_max_entries(map::NAMES, capacity.services)
+        .map_max_entries(map::SERVICE_STATS, capacity.services)
+        .map_max_entries(map::BACKEND_STATS, capacity.backends)
         .map_max_entries(map::BACKENDS, capacity.backends)
         .map_max_entries(map::SLOTS, capacity.slots)
         .map_max_entries(map::SOURCE_RANGES, capacity.source_ranges)

@@ -117,4 +117,128 @@ counters! {
     PacketForwardingOff = "packet_forwarding_off",
     /// A translated packet that leaves for a backend or client elsewhere.
     PacketSentOn = "packet_sent_on",
+    /// A decision that `kube-portal monitor` had asked for, and that found no room on its way there.
+    MonitorLost = "monitor_lost",
+}
+
+/// What an outcome means to whoever dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A new connection or flow was given a backend.
+    Translated,
+    /// Something of a connection or flow that is known went its way.
+    Continued,
+    /// The sender was told that nobody serves it.
+    Refused,
+    /// Lost, and the sender was not told of a Service's absence.
+    Dropped,
+    /// None of our business.
+    Passed,
+    /// Something to know beside what became of the connection or packet.
+    Noted,
+}
+
+impl Kind {
+    pub const ALL: [Self; 6] = [
+        Self::Translated,
+        Self::Continued,
+        Self::Refused,
+        Self::Dropped,
+        Self::Passed,
+        Self::Noted,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Translated => "translated",
+            Self::Continued => "continued",
+            Self::Refused => "refused",
+            Self::Dropped => "dropped",
+            Self::Passed => "passed",
+            Self::Noted => "noted",
+        }
+    }
+
+    /// A bit for each outcome of this kind, by its index.
+    pub const fn outcomes(self) -> u64 {
+        let (mut bits, mut i) = (0, 0);
+        while i < Counter::ALL.len() {
+            if Counter::ALL[i].kind() as u8 == self as u8 {
+                bits |= 1 << Counter::ALL[i].index();
+            }
+            i += 1;
+        }
+        bits
+    }
+}
+
+/// Computed once: a program only looks whether a bit is set.
+const BEGUN: u64 = Kind::Translated.outcomes();
+const FAILED: u64 = Kind::Refused.outcomes() | Kind::Dropped.outcomes();
+
+impl Counter {
+    /// Whether a connection or flow has got a backend.
+    #[inline(always)]
+    pub const fn is_begin(self) -> bool {
+        BEGUN >> self.index() & 1 != 0
+    }
+
+    /// Whether a connection, flow or packet got nowhere.
+    #[inline(always)]
+    pub const fn is_failure(self) -> bool {
+        FAILED >> self.index() & 1 != 0
+    }
+
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::ConnectTranslated
+            | Self::SendNewFlow
+            | Self::SendMovedFlow
+            | Self::PacketNewFlow => Kind::Translated,
+            Self::SendKnownFlow
+            | Self::ReceiveReversed
+            | Self::PeernameReversed
+            | Self::PacketForwarded
+            | Self::PacketReversed
+            | Self::PacketErrorTranslated
+            | Self::PacketSentOn => Kind::Continued,
+            Self::ConnectRefused
+            | Self::ConnectUndefinedPort
+            | Self::SendRefused
+            | Self::SendUndefinedPort
+            | Self::BindInUse
+            | Self::PacketNoEndpoints
+            | Self::PacketUnknownPort => Kind::Refused,
+            Self::ConnectNoLocalEndpoint
+            | Self::ConnectNotAllowed
+            | Self::SendNoLocalEndpoint
+            | Self::SendNotAllowed
+            | Self::TableDamaged
+            | Self::PacketNoLocalEndpoint
+            | Self::PacketStrayReset
+            | Self::PacketNoSnatPort
+            | Self::PacketNoSource
+            | Self::PacketNoRoom
+            | Self::PacketNoRoute
+            | Self::PacketTtlExceeded
+            | Self::PacketTooBig
+            | Self::PacketSctpFragment
+            | Self::PacketNotWritten
+            | Self::PacketUnallocatedClusterIp
+            | Self::PacketNotAllowed
+            | Self::PacketForwardingOff => Kind::Dropped,
+            Self::PacketPassed | Self::PacketMalformed | Self::PacketOrphanFragment => Kind::Passed,
+            Self::SocketParked
+            | Self::SocketNotRemembered
+            | Self::AffinityNotRemembered
+            | Self::PacketAnswerLimited
+            | Self::FlowsFull
+            | Self::MonitorLost => Kind::Noted,
+        }
+    }
+
+    /// `None`: there is no such counter.
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::ALL.get(index as usize).copied()
+    }
 }

@@ -9,12 +9,14 @@ mod affinity;
 mod conntrack;
 mod counter;
 mod layout;
+mod monitor;
 mod name;
 mod prefix;
 mod protocol;
 mod service;
 mod snat;
 mod socket;
+mod stats;
 
 pub use addr::{Addr, SockAddr};
 pub use affinity::{AffinityEntry, AffinityKey, Client, ServiceAffinity};
@@ -22,17 +24,19 @@ pub use conntrack::{
     Direction, FLOW_TOUCH_NS, FRAGMENT_NS, FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts,
     Tuple, Via,
 };
-pub use counter::Counter;
+pub use counter::{Counter, Kind};
+pub use monitor::{MONITOR_SERVICES, MonitorEvent, MonitorFilter, MonitorHook};
 pub use name::ServiceName;
 pub use prefix::{NetKey, SourceRange, SourceRangeKey};
 pub use protocol::Protocol;
 pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, Service, ServiceWord};
 pub use snat::{Device, PortRange};
 pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
+pub use stats::{BackendStats, ServiceStats};
 
 /// Version of the map layout; names the directory of pins. A changed map's row in
 /// `proxy-user/src/loader/layout.rs` names it too.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps, as in the kernel object and below the directory of pins. The kernel keeps the
 /// first 15 bytes.
@@ -47,6 +51,10 @@ pub mod map {
     pub const UDP_REVERSE: &str = "KP_UDP_REVERSE";
     pub const COUNTERS: &str = "KP_COUNTERS";
     pub const AFFINITY: &str = "KP_AFFINITY";
+    pub const SERVICE_STATS: &str = "KP_SERVICE_STATS";
+    pub const BACKEND_STATS: &str = "KP_BACKEND_STATS";
+    pub const MONITOR: &str = "KP_MONITOR";
+    pub const EVENTS: &str = "KP_EVENTS";
 
     pub const FLOWS: &str = "KP_FLOWS";
     pub const HALF_OPEN: &str = "KP_HALF_OPEN";
@@ -67,6 +75,10 @@ pub mod map {
         UDP_REVERSE,
         COUNTERS,
         AFFINITY,
+        SERVICE_STATS,
+        BACKEND_STATS,
+        MONITOR,
+        EVENTS,
         FLOWS,
         HALF_OPEN,
         FRAGMENTS,

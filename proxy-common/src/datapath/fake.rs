@@ -9,12 +9,12 @@ use super::{
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way, Work},
-    socket::Socket,
+    socket::{Decision, Socket},
 };
 use crate::abi::{
-    Addr, AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FlowTimeouts,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, SocketFlow,
-    Tuple, UdpFlow, UdpFlowKey,
+    Addr, AffinityEntry, AffinityKey, Backend, BackendStats, Counter, Device, FlowEntry,
+    FlowTimeouts, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service,
+    ServiceStats, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// All maps of one node.
@@ -35,6 +35,10 @@ pub struct Maps {
     pub udp_flows: RefCell<HashMap<UdpFlowKey, UdpFlow>>,
     pub udp_reverse: RefCell<HashMap<UdpFlowKey, SockAddr>>,
     pub counters: RefCell<HashMap<u32, u64>>,
+    pub service_stats: RefCell<HashMap<u32, ServiceStats>>,
+    pub backend_stats: RefCell<HashMap<u32, BackendStats>>,
+    /// What sockets were told of.
+    pub told: RefCell<Vec<Decision>>,
     pub half_open: RefCell<HashMap<Tuple, FlowEntry>>,
     pub established: RefCell<HashMap<Tuple, FlowEntry>>,
     /// How many entries `established` takes; `None`: any number.
@@ -139,6 +143,18 @@ impl Tables for Maps {
             .entry(counter.index())
             .or_default() += 1;
     }
+
+    fn count_connection(&self, service: u32, backend_id: u32) {
+        let mut services = self.service_stats.borrow_mut();
+        services.entry(service).or_default().connections += 1;
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(backend_id).or_default().connections += 1;
+    }
+
+    fn count_failure(&self, service: u32) {
+        let mut services = self.service_stats.borrow_mut();
+        services.entry(service).or_default().failures += 1;
+    }
 }
 
 impl Tables for FakeSocket<'_> {
@@ -172,6 +188,14 @@ impl Tables for FakeSocket<'_> {
 
     fn count(&self, counter: Counter) {
         self.maps.count(counter);
+    }
+
+    fn count_connection(&self, service: u32, backend_id: u32) {
+        self.maps.count_connection(service, backend_id);
+    }
+
+    fn count_failure(&self, service: u32) {
+        self.maps.count_failure(service);
     }
 }
 
@@ -366,6 +390,8 @@ impl Default for Work {
                 ifindex: 0,
                 gateway: Addr::default(),
             },
+            service: 0,
+            outcome: 0,
         }
     }
 }
@@ -424,5 +450,9 @@ impl Socket for FakeSocket<'_> {
     fn set_udp_reverse(&self, key: &UdpFlowKey, frontend: &SockAddr) -> bool {
         self.maps.udp_reverse.borrow_mut().insert(*key, *frontend);
         true
+    }
+
+    fn tell(&self, decision: &Decision) {
+        self.maps.told.borrow_mut().push(*decision);
     }
 }

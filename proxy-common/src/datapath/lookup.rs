@@ -21,6 +21,23 @@ pub trait Tables {
     fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool;
     fn random(&self) -> u32;
     fn count(&self, counter: Counter);
+    /// `service` gave a connection or flow to this backend.
+    fn count_connection(&self, service: u32, backend_id: u32);
+    /// `service` had nobody for a connection or flow.
+    fn count_failure(&self, service: u32);
+}
+
+/// Counts what became of something that was for `service` (0: for none).
+#[inline(always)]
+pub fn account(tables: &impl Tables, outcome: Counter, service: u32, backend_id: u32) {
+    if service == 0 {
+        return;
+    }
+    if outcome.is_begin() {
+        tables.count_connection(service, backend_id);
+    } else if outcome.is_failure() {
+        tables.count_failure(service);
+    }
 }
 
 /// A backend that was chosen for a connection.

@@ -18,7 +18,7 @@ use super::{
     conntrack::{self, Conntrack, Table, state},
     flow::{self, Flow, Kind},
     icmp_error,
-    lookup::{Choice, NoChoice, Tables, Visit, choose, lack, live},
+    lookup::{Choice, NoChoice, Tables, Visit, account, choose, lack, live},
     snat,
     translate::{self, Hops},
 };
@@ -100,6 +100,10 @@ pub struct Work {
     pub other: FlowEntry,
     /// How it leaves, if it is redirected.
     pub hop: Route,
+    /// The Service port that a packet of no known flow is for; 0: for none.
+    pub service: u32,
+    /// The index of the [`Counter`] of what became of it.
+    pub outcome: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,8 +281,17 @@ pub fn run(
     if let Some(done) = verdict.done() {
         verdict = carry_out(done, packet, node, work);
     }
-    node.count(verdict.counter());
+    conclude(node, verdict, work);
+    account(node, verdict.counter(), work.service, work.entry.backend_id);
     verdict
+}
+
+/// Counts what became of the packet, and writes it down.
+#[inline(always)]
+pub fn conclude(tables: &impl Tables, verdict: Verdict, work: &mut Work) {
+    let outcome = verdict.counter();
+    tables.count(outcome);
+    work.outcome = outcome.index();
 }
 
 /// What is to become of the packet, which is not touched yet. Flows are written down.
@@ -290,6 +303,7 @@ pub fn decide(
     node: &impl Node,
     work: &mut Work,
 ) -> Verdict {
+    work.service = 0;
     match story(hook, link, packet, node, work) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
@@ -338,7 +352,7 @@ fn story(
     }
     match (hook, work.flow.kind) {
         (Hook::Ingress, Kind::Whole | Kind::FirstFragment) => begin(packet, node, work, now_ns),
-        (Hook::Egress, Kind::Whole | Kind::FirstFragment) => leaving(node, &work.flow),
+        (Hook::Egress, Kind::Whole | Kind::FirstFragment) => leaving(node, work),
         (_, Kind::LaterFragment | Kind::Error | Kind::WithoutPorts) => {
             Ok(Verdict::Pass(Passed::NotOurs))
         }
@@ -527,6 +541,7 @@ fn begin(
     if frontend.flags & Frontend::NODE_ONLY != 0 {
         return Ok(Verdict::Pass(Passed::NotOurs));
     }
+    work.service = frontend.service;
     admit(node, &frontend, &tuple.src)?;
     let is_tcp = tuple.protocol == Protocol::Tcp.number();
     if is_tcp && work.flow.tcp_flags & tcp::SYN == 0 && now_ns < node.inherited_until_ns() {
@@ -545,6 +560,7 @@ fn begin(
     } else {
         frontend.outside_service
     };
+    work.service = service;
     let visit = || Visit {
         client: Client::of_packet(tuple.src),
         now_ns,
@@ -610,7 +626,8 @@ fn unserved(why: NoChoice) -> Result<Verdict, DropReason> {
 /// A packet of no known flow, on its way out: no hook has translated it, and none will. If it is for
 /// a frontend that is served, it goes to whoever has that address.
 #[inline(always)]
-fn leaving(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
+fn leaving(node: &impl Node, work: &mut Work) -> Result<Verdict, DropReason> {
+    let flow = &work.flow;
     let is_reset = flow.is_reset();
     if flow.tuple.protocol == Protocol::Tcp.number() && !flow.is_syn() && !is_reset {
         // Of a connection that began; only beginnings are refused (BEHAVIOUR R6).
@@ -622,6 +639,7 @@ fn leaving(node: &impl Node, flow: &Flow) -> Result<Verdict, DropReason> {
     if frontend.flags & Frontend::NODE_ONLY != 0 {
         return Ok(Verdict::Pass(Passed::NotOurs));
     }
+    work.service = frontend.service;
     admit(node, &frontend, &flow.tuple.src)?;
     match lack(node, frontend.service) {
         None => Ok(Verdict::Pass(Passed::NotOurs)),

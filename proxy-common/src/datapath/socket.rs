@@ -5,10 +5,10 @@
 //! own, but allocating and freeing it costs a short connection 2 % more.) An unconnected UDP socket is translated at every datagram, and keeps its backend as a flow does in
 //! conntrack: until the backend goes or the flow has been idle for two minutes.
 
-use super::lookup::{Choice, NoChoice, Tables, Visit, choose, live};
+use super::lookup::{Choice, NoChoice, Tables, Visit, account, choose, live};
 use crate::abi::{
-    Addr, Client, Counter, Frontend, FrontendKey, FrontendKind, Protocol, SockAddr, SocketFlow,
-    UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey,
+    Addr, Client, Counter, Frontend, FrontendKey, FrontendKind, MonitorHook, Protocol, SockAddr,
+    SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey,
 };
 
 /// One call of a hook: the socket it runs for, and what is remembered of sockets.
@@ -35,6 +35,23 @@ pub trait Socket: Tables {
     /// What the socket sent to, if `key.peer` is a backend it was translated to.
     fn udp_reverse(&self, key: &UdpFlowKey) -> Option<SockAddr>;
     fn set_udp_reverse(&self, key: &UdpFlowKey, frontend: &SockAddr) -> bool;
+
+    /// Tells whoever listens (`kube-portal monitor`).
+    fn tell(&self, decision: &Decision);
+}
+
+/// What was decided of something that a socket dialled or sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub hook: MonitorHook,
+    pub outcome: Counter,
+    pub protocol: Protocol,
+    pub dialled: SockAddr,
+    pub becomes: Option<SockAddr>,
+    /// 0: no Service's.
+    pub service: u32,
+    /// 0: none.
+    pub backend_id: u32,
 }
 
 /// What a forward hook (connect, sendmsg) does.
@@ -116,45 +133,116 @@ fn visit(socket: &impl Socket, now_ns: u64) -> Visit {
     }
 }
 
+/// What was decided of something that was dialled.
+struct Decided {
+    verdict: Verdict,
+    outcome: Counter,
+    /// 0: no Service's.
+    service: u32,
+    /// 0: none.
+    backend_id: u32,
+}
+
+impl Decided {
+    #[inline(always)]
+    fn translated(outcome: Counter, choice: &Choice) -> Self {
+        Self {
+            verdict: Verdict::Rewrite(choice.address),
+            outcome,
+            service: choice.service,
+            backend_id: choice.backend_id,
+        }
+    }
+
+    #[inline(always)]
+    fn unserved(verdict: Verdict, outcome: Counter, service: u32) -> Self {
+        Self {
+            verdict,
+            outcome,
+            service,
+            backend_id: 0,
+        }
+    }
+}
+
+/// Counts what was decided, and tells whoever listens.
+#[inline(always)]
+fn conclude(
+    socket: &impl Socket,
+    hook: MonitorHook,
+    protocol: Protocol,
+    dialled: &SockAddr,
+    decided: Decided,
+) -> Verdict {
+    socket.count(decided.outcome);
+    account(socket, decided.outcome, decided.service, decided.backend_id);
+    socket.tell(&Decision {
+        hook,
+        outcome: decided.outcome,
+        protocol,
+        dialled: *dialled,
+        becomes: match decided.verdict {
+            Verdict::Rewrite(address) => Some(address),
+            Verdict::Pass | Verdict::Refuse | Verdict::Drop => None,
+        },
+        service: decided.service,
+        backend_id: decided.backend_id,
+    });
+    decided.verdict
+}
+
 /// connect(2) to `to`.
 #[inline(always)]
 pub fn connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Verdict {
+    match decide_connect(socket, protocol, to) {
+        Some(decided) => conclude(socket, MonitorHook::Connect, protocol, to, decided),
+        None => Verdict::Pass,
+    }
+}
+
+/// `None`: not for us.
+#[inline(always)]
+fn decide_connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Option<Decided> {
     let frontend = match dialled(socket, protocol, to) {
         Dialled::Frontend(frontend) => frontend,
         Dialled::UndefinedPort => {
-            socket.count(Counter::ConnectUndefinedPort);
-            return refuse_to_connect(socket, protocol, to, 0);
+            let verdict = refuse_to_connect(socket, protocol, to, 0);
+            let outcome = Counter::ConnectUndefinedPort;
+            return Some(Decided::unserved(verdict, outcome, 0));
         }
         Dialled::Elsewhere => {
             connect_elsewhere(socket, protocol, to);
-            return Verdict::Pass;
+            return None;
         }
     };
+    let service = frontend.service;
     if !is_allowed(socket, &frontend) {
         forget_another(socket, protocol, to);
-        socket.count(Counter::ConnectNotAllowed);
-        return Verdict::Drop;
+        let outcome = Counter::ConnectNotAllowed;
+        return Some(Decided::unserved(Verdict::Drop, outcome, service));
     }
-    match choose(socket, frontend.service, || visit(socket, socket.now_ns())) {
-        Ok(choice) => {
-            remember(socket, protocol, to, &choice);
-            socket.count(Counter::ConnectTranslated);
-            Verdict::Rewrite(choice.address)
-        }
-        Err(NoChoice::NoEndpoints) => {
-            socket.count(Counter::ConnectRefused);
-            refuse_to_connect(socket, protocol, to, frontend.service)
-        }
-        Err(why) => {
-            forget_another(socket, protocol, to);
-            without_backend(
-                socket,
-                why,
+    Some(
+        match choose(socket, service, || visit(socket, socket.now_ns())) {
+            Ok(choice) => {
+                remember(socket, protocol, to, &choice);
+                Decided::translated(Counter::ConnectTranslated, &choice)
+            }
+            Err(NoChoice::NoEndpoints) => Decided::unserved(
+                refuse_to_connect(socket, protocol, to, service),
                 Counter::ConnectRefused,
-                Counter::ConnectNoLocalEndpoint,
-            )
-        }
-    }
+                service,
+            ),
+            Err(why) => {
+                forget_another(socket, protocol, to);
+                without_backend(
+                    why,
+                    Counter::ConnectRefused,
+                    Counter::ConnectNoLocalEndpoint,
+                    service,
+                )
+            }
+        },
+    )
 }
 
 /// Where UDP can't be refused, connect() succeeds, so the socket is to work when there is an endpoint
@@ -182,18 +270,17 @@ fn refuse_to_connect(
 /// What comes of a call for which there is no backend.
 #[inline(always)]
 fn without_backend(
-    socket: &impl Socket,
     why: NoChoice,
     refused: Counter,
     no_local_endpoint: Counter,
-) -> Verdict {
-    let (counter, verdict) = match why {
+    service: u32,
+) -> Decided {
+    let (outcome, verdict) = match why {
         NoChoice::NoEndpoints => (refused, Verdict::Refuse),
         NoChoice::NoLocalEndpoint => (no_local_endpoint, Verdict::Drop),
         NoChoice::Damaged => (Counter::TableDamaged, Verdict::Refuse),
     };
-    socket.count(counter);
-    verdict
+    Decided::unserved(verdict, outcome, service)
 }
 
 #[inline(always)]
@@ -256,30 +343,39 @@ fn forget_another(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
 /// sendmsg(2) of a UDP socket that names the destination `to`.
 #[inline(always)]
 pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
+    match decide_send(socket, to) {
+        Some(decided) => conclude(socket, MonitorHook::Send, Protocol::Udp, to, decided),
+        None => Verdict::Pass,
+    }
+}
+
+/// `None`: not for us.
+#[inline(always)]
+fn decide_send(socket: &impl Socket, to: &SockAddr) -> Option<Decided> {
     let frontend = match dialled(socket, Protocol::Udp, to) {
         Dialled::Frontend(frontend) => frontend,
         Dialled::UndefinedPort => {
-            socket.count(Counter::SendUndefinedPort);
-            return Verdict::Refuse;
+            let outcome = Counter::SendUndefinedPort;
+            return Some(Decided::unserved(Verdict::Refuse, outcome, 0));
         }
-        Dialled::Elsewhere => return Verdict::Pass,
+        Dialled::Elsewhere => return None,
     };
+    let service = frontend.service;
     // A connected socket hears only its peer, so what it sends elsewhere than to its peer gets no
     // answer; what it sends to the name of its peer must go to its peer.
     if let Some(flow) = socket.flow()
         && flow.frontend == *to
-        && let Some(choice) = live(socket, frontend.service, flow.backend_id)
+        && let Some(choice) = live(socket, service, flow.backend_id)
         && choice.address == flow.backend
     {
-        socket.count(Counter::SendKnownFlow);
-        return Verdict::Rewrite(flow.backend);
+        return Some(Decided::translated(Counter::SendKnownFlow, &choice));
     }
     let key = flow_key(socket.cookie(), to);
     let now_ns = socket.now_ns();
-    let mut counter = Counter::SendNewFlow;
+    let mut outcome = Counter::SendNewFlow;
     if let Some(flow) = socket.udp_flow(&key) {
         let idle_ns = now_ns.saturating_sub(flow.used_ns);
-        match live(socket, frontend.service, flow.backend_id) {
+        match live(socket, service, flow.backend_id) {
             Some(choice) if idle_ns < UDP_IDLE_NS => {
                 // Another frontend with this backend may have been sent to since: the answer is to
                 // come from this one.
@@ -287,31 +383,29 @@ pub fn send(socket: &impl Socket, to: &SockAddr) -> Verdict {
                 if idle_ns > UDP_TOUCH_NS || shown != Some(*to) {
                     keep(socket, &key, &choice, now_ns);
                 }
-                socket.count(Counter::SendKnownFlow);
-                return Verdict::Rewrite(choice.address);
+                return Some(Decided::translated(Counter::SendKnownFlow, &choice));
             }
             Some(_) => {}
-            None => counter = Counter::SendMovedFlow,
+            None => outcome = Counter::SendMovedFlow,
         }
     }
     // Flows that are known go on, whatever becomes of the ranges.
     if !is_allowed(socket, &frontend) {
-        socket.count(Counter::SendNotAllowed);
-        return Verdict::Drop;
+        let outcome = Counter::SendNotAllowed;
+        return Some(Decided::unserved(Verdict::Drop, outcome, service));
     }
-    match choose(socket, frontend.service, || visit(socket, now_ns)) {
+    Some(match choose(socket, service, || visit(socket, now_ns)) {
         Ok(choice) => {
             keep(socket, &key, &choice, now_ns);
-            socket.count(counter);
-            Verdict::Rewrite(choice.address)
+            Decided::translated(outcome, &choice)
         }
         Err(why) => without_backend(
-            socket,
             why,
             Counter::SendRefused,
             Counter::SendNoLocalEndpoint,
+            service,
         ),
-    }
+    })
 }
 
 /// Writes both directions of an unconnected flow.

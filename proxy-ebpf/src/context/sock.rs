@@ -1,10 +1,15 @@
 //! From a post_bind hook to what `proxy_common::datapath::socket::bind` asks for.
 
-use aya_ebpf::{helpers::generated::bpf_set_retval, programs::SockContext};
-use proxy_common::abi::{Addr, SockAddr};
+use aya_ebpf::{
+    helpers::generated::{
+        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval,
+    },
+    programs::SockContext,
+};
+use proxy_common::abi::{Addr, Counter, MonitorEvent, MonitorHook, Protocol, SockAddr};
 
 use super::{sock_addr::Family, tables::is_of_node};
-use crate::maps;
+use crate::{maps, monitor};
 
 const EADDRINUSE: i32 = 98;
 const DENY: i32 = 0;
@@ -53,6 +58,40 @@ impl Bound {
     #[inline(always)]
     pub(crate) fn is_of_node(&self) -> bool {
         is_of_node(self.ctx.sock.cast())
+    }
+
+    /// Tells whoever listens that the port is in use.
+    #[inline(always)]
+    pub(crate) fn tell_in_use(&self, protocol: Protocol) {
+        let outcome = Counter::BindInUse;
+        if !monitor::is_asked_for(outcome) {
+            return;
+        }
+        let ctx = self.ctx.sock.cast();
+        // SAFETY: the helpers take the context or nothing.
+        let (at_ns, netns, tgid) = unsafe {
+            (
+                bpf_ktime_get_ns(),
+                bpf_get_netns_cookie(ctx),
+                (bpf_get_current_pid_tgid() >> 32) as u32,
+            )
+        };
+        monitor::tell(&MonitorEvent {
+            at_ns,
+            netns,
+            src: monitor::NONE,
+            dst: self.address(),
+            new_src: monitor::NONE,
+            new_dst: monitor::NONE,
+            service: 0,
+            backend_id: 0,
+            tgid,
+            ifindex: 0,
+            outcome: outcome.index() as u16,
+            hook: MonitorHook::Bind as u8,
+            protocol: protocol.number(),
+            zero: 0,
+        });
     }
 
     /// Makes bind() fail; without bpf_set_retval the kernel says EPERM.

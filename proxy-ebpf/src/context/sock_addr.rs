@@ -9,12 +9,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    abi::{Addr, SockAddr, SocketCookie, SocketFlow, UdpFlow, UdpFlowKey},
-    datapath::socket::Socket,
+    abi::{Addr, MonitorEvent, SockAddr, SocketCookie, SocketFlow, UdpFlow, UdpFlowKey},
+    datapath::socket::{Decision, Socket},
 };
 
 use super::tables::{ANY, is_of_node, reads_the_maps};
-use crate::maps;
+use crate::{maps, monitor};
 
 const ECONNREFUSED: i32 = 111;
 
@@ -183,5 +183,31 @@ impl Socket for Hook {
     #[inline(always)]
     fn set_udp_reverse(&self, key: &UdpFlowKey, frontend: &SockAddr) -> bool {
         maps::UDP_REVERSE.insert(key, frontend, ANY).is_ok()
+    }
+
+    #[inline(always)]
+    fn tell(&self, decision: &Decision) {
+        if !monitor::is_asked_for(decision.outcome) {
+            return;
+        }
+        monitor::tell(&MonitorEvent {
+            at_ns: self.now_ns(),
+            netns: self.netns(),
+            src: monitor::NONE,
+            dst: decision.dialled,
+            new_src: monitor::NONE,
+            new_dst: match decision.becomes {
+                Some(address) => address,
+                None => monitor::NONE,
+            },
+            service: decision.service,
+            backend_id: decision.backend_id,
+            tgid: self.tgid(),
+            ifindex: 0,
+            outcome: decision.outcome.index() as u16,
+            hook: decision.hook as u8,
+            protocol: decision.protocol.number(),
+            zero: 0,
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! What every hook reads.
 
-use core::{ffi::c_void, ptr};
+use core::{arch::asm, ffi::c_void, ptr};
 
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32};
 use proxy_common::{
@@ -89,6 +89,43 @@ impl Tables for Kernel {
             unsafe { *value += 1 };
         }
     }
+
+    #[inline(always)]
+    fn count_connection(&self, service: u32, backend_id: u32) {
+        if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: an element of the array; it is only added to.
+            add_one(unsafe { &raw mut (*stats).connections });
+        }
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend_id) {
+            // SAFETY: as above.
+            add_one(unsafe { &raw mut (*stats).connections });
+        }
+    }
+
+    #[inline(always)]
+    fn count_failure(&self, service: u32) {
+        if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: as above.
+            add_one(unsafe { &raw mut (*stats).failures });
+        }
+    }
+}
+
+/// Not by CPU: that would be as many times as large, and a connection is dear enough. `value`: a word of a
+/// map's element.
+#[inline(always)]
+fn add_one(value: *mut u64) {
+    // The atomics of `core` are missing on this target, as some of them are in the kernel: before Linux 5.12
+    // an addition returns nothing.
+    // SAFETY: the word is aligned, and programs only add to it.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({value} + 0) += {one}",
+            value = in(reg) value,
+            one = in(reg) 1_u64,
+            options(nostack),
+        );
+    }
 }
 
 /// Makes a hook's context read the maps in the kernel.
@@ -164,6 +201,23 @@ macro_rules! reads_the_maps {
                 proxy_common::datapath::lookup::Tables::count(
                     &$crate::context::tables::Kernel,
                     counter,
+                );
+            }
+
+            #[inline(always)]
+            fn count_connection(&self, service: u32, backend_id: u32) {
+                proxy_common::datapath::lookup::Tables::count_connection(
+                    &$crate::context::tables::Kernel,
+                    service,
+                    backend_id,
+                );
+            }
+
+            #[inline(always)]
+            fn count_failure(&self, service: u32) {
+                proxy_common::datapath::lookup::Tables::count_failure(
+                    &$crate::context::tables::Kernel,
+                    service,
                 );
             }
         }

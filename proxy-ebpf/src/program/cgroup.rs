@@ -128,7 +128,10 @@ fn post_bind(ctx: SockContext, family: Family) -> i32 {
     };
     match socket::bind(&Kernel, protocol, &bound.address(), || bound.is_of_node()) {
         BindVerdict::Allow => ALLOW,
-        BindVerdict::InUse => bound.refuse(),
+        BindVerdict::InUse => {
+            bound.tell_in_use(protocol);
+            bound.refuse()
+        }
     }
 }
 

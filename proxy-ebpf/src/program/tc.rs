@@ -11,15 +11,16 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use proxy_common::{
+    abi::{Counter, Kind, MonitorEvent, MonitorHook, SockAddr},
     datapath::{
         answer::{self, Cause},
-        lookup::Tables,
-        path::{self, Done, Hook, Verdict, Work},
+        lookup::account,
+        path::{self, Done, Hook, Node as _, Verdict, Work},
     },
     wire::link::Link,
 };
 
-use crate::{context::tc::Skb, maps};
+use crate::{context::tc::Skb, maps, monitor};
 
 /// What the steps of a packet's story return beside what the program itself returns, which is below:
 /// that another step is to follow.
@@ -54,8 +55,8 @@ fn decide(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
 
 /// What the program returns for a verdict, which is counted, or the step that is left.
 #[inline(always)]
-fn end(node: &Skb, verdict: Verdict, work: &Work) -> i32 {
-    node.count(verdict.counter());
+fn end(node: &Skb, verdict: Verdict, work: &mut Work) -> i32 {
+    path::conclude(node, verdict, work);
     match verdict {
         // Not TC_ACT_OK, which would keep the packet from other programs of the device.
         Verdict::Pass(_) | Verdict::Stack(_) => TC_ACT_UNSPEC,
@@ -124,6 +125,54 @@ extern "C" fn kp_answer(skb: *mut __sk_buff, cause: u32, hook: u32) -> i32 {
     }
 }
 
+/// Counts for its Service what became of the packet, and tells whoever listens. Not on the way of every
+/// packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
+    let Some(work) = work() else {
+        return 0;
+    };
+    // SAFETY: see `work`.
+    let work = unsafe { &*work };
+    let Some(outcome) = Counter::from_index(work.outcome) else {
+        return 0;
+    };
+    let node = Skb::new(skb);
+    let entry = &work.entry;
+    account(&node, outcome, work.service, entry.backend_id);
+    if !monitor::is_asked_for(outcome) {
+        return 0;
+    }
+    let tuple = &work.flow.tuple;
+    let is_translated = matches!(outcome.kind(), Kind::Translated | Kind::Continued);
+    let (new_src, new_dst, service, backend_id) = if is_translated {
+        (entry.src, entry.dst, entry.service, entry.backend_id)
+    } else {
+        (monitor::NONE, monitor::NONE, work.service, 0)
+    };
+    monitor::tell(&MonitorEvent {
+        at_ns: node.now_ns(),
+        netns: 0,
+        src: SockAddr::from_parts(tuple.src, tuple.src_port_be),
+        dst: SockAddr::from_parts(tuple.dst, tuple.dst_port_be),
+        new_src,
+        new_dst,
+        service,
+        backend_id,
+        tgid: 0,
+        ifindex: node.ifindex(),
+        outcome: work.outcome as u16,
+        hook: match Hook::from_number(hook) {
+            Hook::Ingress => MonitorHook::Ingress,
+            Hook::Egress => MonitorHook::Egress,
+        } as u8,
+        protocol: tuple.protocol,
+        zero: 0,
+    });
+    0
+}
+
 /// The steps behind the first, which returned `code`.
 #[inline(always)]
 fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
@@ -133,6 +182,13 @@ fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
     }
     if code >= next::ANSWER {
         code = kp_answer(skb, (code - next::ANSWER) as u32, hook as u32);
+    }
+    if let Some(work) = work()
+        // SAFETY: see `work`.
+        && let Some(outcome) = Counter::from_index(unsafe { (*work).outcome })
+        && (outcome.is_begin() || outcome.is_failure() || monitor::is_asked_for(outcome))
+    {
+        kp_tell(skb, hook as u32);
     }
     code
 }

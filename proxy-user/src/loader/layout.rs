@@ -4,9 +4,10 @@ use std::path::Path;
 
 use aya::maps::{MapInfo, MapType};
 use proxy_common::abi::{
-    AffinityEntry, AffinityKey, Backend, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, NetKey, Service, ServiceName, SockAddr, SocketCookie, SocketFlow, SourceRangeKey,
-    Tuple, UdpFlow, UdpFlowKey, map,
+    AffinityEntry, AffinityKey, Backend, BackendStats, Device, FlowEntry, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, MonitorFilter, NetKey, Service, ServiceName,
+    ServiceStats, SockAddr, SocketCookie, SocketFlow, SourceRangeKey, Tuple, UdpFlow, UdpFlowKey,
+    map,
 };
 
 use super::pinned::{self, Kind};
@@ -54,8 +55,8 @@ const NUMBER: usize = size_of::<u32>();
 const COUNT: usize = size_of::<u64>();
 
 /// A row for each of `map::ALL`.
-pub(super) const LAYOUTS: [Layout; 16] = {
-    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
+pub(super) const LAYOUTS: [Layout; 20] = {
+    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     [
         tables(map::FRONTENDS, 2, Hash, [FrontendKey::SIZE, Frontend::SIZE]),
         tables(map::SERVICES, 3, Array, [NUMBER, Service::SIZE]),
@@ -69,6 +70,10 @@ pub(super) const LAYOUTS: [Layout; 16] = {
             [SourceRangeKey::SIZE, NUMBER],
         ),
         tables(map::SERVICE_NETS, 2, LpmTrie, [NetKey::SIZE, NUMBER]),
+        tables(map::SERVICE_STATS, 4, Array, [NUMBER, ServiceStats::SIZE]),
+        tables(map::BACKEND_STATS, 4, Array, [NUMBER, BackendStats::SIZE]),
+        memory(map::MONITOR, 4, Array, [NUMBER, MonitorFilter::SIZE]),
+        memory(map::EVENTS, 4, RingBuf, [0, 0]),
         memory(
             map::SOCKETS,
             2,
@@ -113,6 +118,9 @@ impl Layout {
         let aligned = |size: usize| size.next_multiple_of(8) as u64;
         if self.kind == MapType::Array {
             return entries * aligned(self.value);
+        }
+        if self.kind == MapType::RingBuf {
+            return entries;
         }
         if !matches!(self.kind, MapType::Hash | MapType::LruHash) {
             return 0;

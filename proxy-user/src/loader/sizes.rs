@@ -26,6 +26,8 @@ const FRAGMENTS: u32 = 8192;
 /// Devices of the node; each pod has one.
 const DEVICES: u32 = 4096;
 const SERVICE_NETS: u32 = 1024;
+/// Bytes for decisions that `kube-portal monitor` has not read yet: about 1,800.
+const EVENTS: u32 = 256 << 10;
 
 /// The flag that says how large some maps are, and what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +73,7 @@ impl Sizes {
     }
 
     /// Of every map whose size is set.
-    pub(super) fn all(&self) -> [Size; 15] {
+    pub(super) fn all(&self) -> [Size; 19] {
         let by = |name, value| {
             move |map, entries| Size {
                 map,
@@ -93,6 +95,8 @@ impl Sizes {
             by("--max-frontends", self.frontends)(map::FRONTENDS, self.frontends),
             services(map::SERVICES, self.services),
             services(map::NAMES, self.services),
+            services(map::SERVICE_STATS, self.services),
+            backends(map::BACKEND_STATS, self.backends),
             backends(map::BACKENDS, self.backends),
             backends(map::SLOTS, self.slots()),
             by("--max-source-ranges", self.source_ranges)(map::SOURCE_RANGES, self.source_ranges),
@@ -105,6 +109,8 @@ impl Sizes {
             fixed(map::FRAGMENTS, FRAGMENTS),
             fixed(map::DEVICES, DEVICES),
             fixed(map::SERVICE_NETS, SERVICE_NETS),
+            fixed(map::MONITOR, 1),
+            fixed(map::EVENTS, EVENTS),
         ]
     }
 }

@@ -8,8 +8,8 @@ use aya::maps::{
 };
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, Backend, Counter, Frontend, FrontendKey, Service, ServiceAffinity, ServiceName,
-    ServiceWord, SocketFlow, SourceRange, map,
+    Addr, Backend, BackendStats, Counter, Frontend, FrontendKey, Service, ServiceAffinity,
+    ServiceName, ServiceStats, ServiceWord, SocketFlow, SourceRange, map,
 };
 
 use super::{
@@ -38,6 +38,8 @@ pub struct BpfStore {
     services: Arc<SharedArray>,
     slots: Arc<SharedArray>,
     backends: Arc<SharedArray>,
+    service_stats: Arc<SharedArray>,
+    backend_stats: Arc<SharedArray>,
     sockets: BpfHashMap<MapData, u64, Bytes<{ SocketFlow::SIZE }>>,
     socket_capacity: u32,
     counters: PerCpuArray<MapData, u64>,
@@ -68,7 +70,7 @@ pub enum OpenError {
 }
 
 /// Those that are mapped into memory.
-type Arrays = [Arc<SharedArray>; 3];
+type Arrays = [Arc<SharedArray>; 5];
 
 impl BpfStore {
     /// `open` gives the map of a name.
@@ -81,6 +83,8 @@ impl BpfStore {
             array(map::SERVICES)?,
             array(map::SLOTS)?,
             array(map::BACKENDS)?,
+            array(map::SERVICE_STATS)?,
+            array(map::BACKEND_STATS)?,
         ];
         Self::with_arrays(arrays, open)
     }
@@ -91,12 +95,19 @@ impl BpfStore {
         &self,
         open: impl FnMut(&'static str) -> Result<MapData, OpenError>,
     ) -> Result<Self, OpenError> {
-        let arrays = [&self.services, &self.slots, &self.backends].map(Arc::clone);
+        let arrays = [
+            &self.services,
+            &self.slots,
+            &self.backends,
+            &self.service_stats,
+            &self.backend_stats,
+        ]
+        .map(Arc::clone);
         Self::with_arrays(arrays, open)
     }
 
     fn with_arrays(
-        [services, slots, backends]: Arrays,
+        [services, slots, backends, service_stats, backend_stats]: Arrays,
         mut open: impl FnMut(&'static str) -> Result<MapData, OpenError>,
     ) -> Result<Self, OpenError> {
         fn capacity(map: &'static str, data: &MapData) -> Result<u32, OpenError> {
@@ -117,6 +128,8 @@ impl BpfStore {
             services,
             slots,
             backends,
+            service_stats,
+            backend_stats,
             sockets: typed(map::SOCKETS, BpfHashMap::try_from(Map::HashMap(sockets)))?,
             socket_capacity,
             counters: typed(
@@ -251,9 +264,47 @@ impl BpfStore {
             })
             .collect();
         if nameless.len() > 1 {
+            for id in &nameless {
+                // What fails here is tried alone, and says why.
+                if self.forget_stats(u32::from_ne_bytes(*id)).is_err() {
+                    return 0;
+                }
+            }
             return self.names.remove_all(&nameless);
         }
         0
+    }
+
+    /// Of a Service that goes: who gets its id begins at 0.
+    fn forget_stats(&self, service: u32) -> Result<(), StoreError> {
+        let never = ServiceStats::default();
+        self.service_stats.store(service, &never.to_bytes())
+    }
+
+    /// How often each service was asked for, by id; those that never were are left out.
+    pub fn service_stats(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError> {
+        let array = self.service_stats.for_a_pass();
+        let mut found = Vec::new();
+        for id in 1..array.capacity() {
+            let stats = ServiceStats::from_bytes(array.load(id)?);
+            if stats != ServiceStats::default() {
+                found.push((id, stats));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same of backends.
+    pub fn backend_stats(&self) -> Result<Vec<(u32, BackendStats)>, StoreError> {
+        let array = self.backend_stats.for_a_pass();
+        let mut found = Vec::new();
+        for id in 1..array.capacity() {
+            let stats = BackendStats::from_bytes(array.load(id)?);
+            if stats != BackendStats::default() {
+                found.push((id, stats));
+            }
+        }
+        Ok(found)
     }
 
     /// Connected sockets that are remembered now, and for how many there is room.
@@ -408,17 +459,19 @@ impl MapStore for BpfStore {
             }
             Step::ClearBackend { id } => {
                 // The service makes a backend valid: it goes first, and alone.
+                let never = BackendStats::default();
+                self.backend_stats.store(*id, &never.to_bytes())?;
                 let cleared = Backend {
                     service: 0,
                     ..Backend::from_bytes(self.backends.load(*id)?)
                 };
                 self.backends.store(*id, &cleared.to_bytes())
             }
-            Step::RemoveName { service } => removed(self.names.map.remove(&service.to_ne_bytes()))
-                .map_err(|source| StoreError::Map {
-                    map: map::NAMES,
-                    source,
-                }),
+            Step::RemoveName { service } => {
+                self.forget_stats(*service)?;
+                let gone = removed(self.names.map.remove(&service.to_ne_bytes()));
+                gone.map_err(unreadable(map::NAMES))
+            }
         }
     }
 

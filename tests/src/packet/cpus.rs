@@ -150,6 +150,14 @@ impl Tables for Cpu<'_> {
     fn count(&self, counter: Counter) {
         self.maps().count(counter);
     }
+
+    fn count_connection(&self, service: u32, backend_id: u32) {
+        self.maps().count_connection(service, backend_id);
+    }
+
+    fn count_failure(&self, service: u32) {
+        self.maps().count_failure(service);
+    }
 }
 
 impl Conntrack for Cpu<'_> {
