@@ -124,6 +124,8 @@ fn needed(directory: &Path, size: &Size) -> io::Result<u32> {
                 needed = needed.max(word.first_slot().saturating_add(run));
             }
         })?,
+        // As many as there are ids, which these two follow.
+        map::SERVICE_STATS | map::BACKEND_STATS => {}
         _ => open(size.map)?.each(|_, _| needed += 1)?,
     }
     Ok(needed)
