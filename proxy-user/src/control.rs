@@ -75,10 +75,22 @@ pub enum ControlError {
     Unreadable(serde_json::Error),
 }
 
-fn address(pins: &Path) -> io::Result<std_unix::SocketAddr> {
+fn address(pins: &Path, of: &str) -> io::Result<std_unix::SocketAddr> {
     let directory = fs::metadata(pins)?;
-    let name = format!("kube-portal/{}/{}", directory.st_dev(), directory.st_ino());
+    let name = format!(
+        "kube-portal/{}/{}{of}",
+        directory.st_dev(),
+        directory.st_ino()
+    );
     std_unix::SocketAddr::from_abstract_name(name)
+}
+
+/// What only one process at a time has, for as long as it lives.
+///
+/// # Errors
+/// `AddrInUse`: another has it.
+pub(crate) fn only_monitor(pins: &Path) -> io::Result<std_unix::UnixListener> {
+    std_unix::UnixListener::bind_addr(&address(pins, "/monitor")?)
 }
 
 /// Answers requests for as long as the agent lives. To be called on a runtime.
@@ -86,7 +98,7 @@ fn address(pins: &Path) -> io::Result<std_unix::SocketAddr> {
 /// # Errors
 /// The socket can't be had.
 pub fn listen(pins: &Path) -> io::Result<Requests> {
-    let listener = std_unix::UnixListener::bind_addr(&address(pins)?)?;
+    let listener = std_unix::UnixListener::bind_addr(&address(pins, "")?)?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (audits, asked_audits) = mpsc::channel(QUEUE);
@@ -159,7 +171,7 @@ pub fn state(pins: &Path) -> Result<State, ControlError> {
 }
 
 fn request<T: DeserializeOwned>(pins: &Path, request: &[u8]) -> Result<T, ControlError> {
-    let stream = address(pins)
+    let stream = address(pins, "")
         .and_then(|address| std_unix::UnixStream::connect_addr(&address))
         .map_err(|_| ControlError::NoAgent(pins.to_owned()))?;
     let answer = ask(stream, request).map_err(ControlError::Broken)?;

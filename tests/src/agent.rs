@@ -251,8 +251,7 @@ impl Agent {
 
     /// Any other subcommand on this node's bpffs.
     pub fn call(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.place.command(binaries::kube_portal()?)?;
-        command.args(args).arg("--bpffs-root").arg(&self.bpffs_root);
+        let mut command = self.subcommand(args)?;
         let what = format!("kube-portal {} on {}", args.join(" "), self.node);
         let output = command.output().with_context(|| what.clone())?;
         if !output.status.success() {
@@ -260,6 +259,19 @@ impl Agent {
             bail!("{what}: {}: {}", output.status, reason.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Any other subcommand on this node and its bpffs, to be started.
+    pub fn subcommand(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.place.command(binaries::kube_portal()?)?;
+        command.args(args).arg("--bpffs-root").arg(&self.bpffs_root);
+        Ok(command)
+    }
+
+    /// Where its maps are pinned.
+    pub fn pins(&self) -> PathBuf {
+        let version = format!("v{}", proxy_common::abi::ABI_VERSION);
+        self.bpffs_root.join("kube-portal").join(version)
     }
 
     fn start(&mut self) -> Result<()> {

@@ -2,6 +2,8 @@
 
 mod as_kube_proxy;
 mod cleanup;
+mod filter;
+mod monitor;
 pub(crate) mod output;
 mod run;
 mod snat_ports;
@@ -17,6 +19,7 @@ use crate::{
     control::ControlError,
     loader::{LoadError, PinError, PreflightError},
     maps::StoreError,
+    monitor::listen::MonitorError,
 };
 
 /// Translates Kubernetes Services in the kernel with eBPF, in place of kube-proxy.
@@ -43,6 +46,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
+    /// Show decisions as they are made: what was translated, refused or dropped, whose it was, and why.
+    Monitor(monitor::MonitorArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
@@ -98,6 +103,8 @@ pub enum CliError {
     Devices(String),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
     #[error(
         "somebody else has changed {drifted} entries of the maps; {repaired} of them are as they should be again"
     )]
@@ -118,6 +125,7 @@ impl CliError {
             Self::Drift { .. } => 5,
             Self::Config(_)
             | Self::Control(_)
+            | Self::Monitor(_)
             | Self::Load(_)
             | Self::Pin(_)
             | Self::Store(_)
@@ -141,6 +149,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::execute(*args),
             Command::Status(args) => status::execute(&args),
+            Command::Monitor(args) => monitor::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }
     }

@@ -25,6 +25,18 @@ pub(crate) fn json(value: &impl Serialize) -> Result<String, CliError> {
     })
 }
 
+/// The name of a process of the initial pid namespace, for whoever is in it.
+pub(crate) fn command(pid: u32) -> Option<String> {
+    /// PROC_PID_INIT_INO (include/linux/proc_ns.h).
+    const INITIAL_PIDS: &str = "pid:[4026531836]";
+    let ours = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    if ours.as_os_str() != INITIAL_PIDS {
+        return None;
+    }
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned()).filter(|name| !name.is_empty())
+}
+
 /// With a newline behind it.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
     // A reader that has seen enough (`| head`) is no failure.

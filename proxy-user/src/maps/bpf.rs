@@ -176,6 +176,21 @@ impl BpfStore {
         self.backends.load(id).ok().map(Backend::from_bytes)
     }
 
+    /// `namespace/name:port` of a service.
+    pub fn name(&self, service: u32) -> Option<String> {
+        let bytes = self.names.map.get(&service.to_ne_bytes(), 0).ok()?;
+        Some(ServiceName::from_bytes(bytes).text().into_owned())
+    }
+
+    /// Of all services, by id.
+    pub fn names(&self) -> impl Iterator<Item = (u32, String)> {
+        let names = self.names.map.iter().flatten();
+        names.map(|(id, name)| {
+            let name = ServiceName::from_bytes(name);
+            (u32::from_ne_bytes(id), name.text().into_owned())
+        })
+    }
+
     fn service(&self, id: u32) -> Result<Service, StoreError> {
         service(&self.services, id)
     }

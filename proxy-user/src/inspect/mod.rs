@@ -1,0 +1,4 @@
+//! What is asked for.
+mod filter;
+
+pub(crate) use filter::{Filter, FilterError};
