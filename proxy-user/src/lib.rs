@@ -28,5 +28,6 @@ mod server;
 pub mod status;
 pub mod surfaces;
 pub mod sync;
+mod top;
 pub mod waiting;
 pub mod watch;

@@ -8,6 +8,7 @@ pub(crate) mod output;
 mod run;
 mod snat_ports;
 mod status;
+mod top;
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -48,6 +49,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show decisions as they are made: what was translated, refused or dropped, whose it was, and why.
     Monitor(monitor::MonitorArgs),
+    /// Show Services by new connections, active connections and errors, with each one's backends.
+    Top(top::TopArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
@@ -150,6 +153,7 @@ impl Cli {
             Command::Run(args) => run::execute(*args),
             Command::Status(args) => status::execute(&args),
             Command::Monitor(args) => monitor::execute(&args),
+            Command::Top(args) => top::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }
     }

@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
-use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, map};
+use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, UdpFlow, UdpFlowKey, map};
 
 use super::raw_map::{Elements, Position, RawMap};
 use crate::maps::bpf::OpenError;
@@ -117,6 +117,11 @@ impl FlowMap {
 batched! {
     /// KP_AFFINITY.
     AffinityMap = map::AFFINITY, AffinityKey => AffinityEntry
+}
+
+batched! {
+    /// KP_UDP_FLOWS.
+    UdpFlowMap = map::UDP_FLOWS, UdpFlowKey => UdpFlow
 }
 
 /// A hash map of which it only matters how many entries it has.

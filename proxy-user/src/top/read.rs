@@ -1,0 +1,122 @@
+//! A sample of the maps.
+
+use std::{collections::HashMap, time::Duration};
+
+use proxy_common::{
+    abi::{Backend, Direction, SockAddr, UDP_IDLE_NS, UdpFlow, map},
+    datapath::conntrack,
+};
+
+use super::{BackendTotals, Sample};
+use crate::{
+    cli::CliError,
+    expiry::monotonic_ns,
+    loader::{FlowMap, PinError, Pins, UdpFlowMap},
+    maps::{MapStore as _, bpf::BpfStore},
+};
+
+/// Entries that one call reads.
+const AT_ONCE: usize = 4096;
+
+/// The maps that are read again and again.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    store: BpfStore,
+    flows: FlowMap,
+    udp_flows: UdpFlowMap,
+}
+
+impl Reader {
+    pub(crate) fn new(pins: &Pins) -> Result<Self, CliError> {
+        Ok(Self {
+            store: pins.open_store()?,
+            flows: FlowMap::from_pin(&pins.map(map::FLOWS)).map_err(PinError::from)?,
+            udp_flows: UdpFlowMap::from_pin(&pins.map(map::UDP_FLOWS)).map_err(PinError::from)?,
+        })
+    }
+
+    pub(crate) fn sample(&self) -> Result<Sample, CliError> {
+        let observed = self.store.observe()?;
+        let now_ns = monotonic_ns();
+        let mut sample = Sample {
+            at: Duration::from_nanos(now_ns),
+            ..Sample::default()
+        };
+        let name = |service: u32| {
+            let name = observed.names.get(&service)?;
+            Some(name.text().into_owned())
+        };
+        for service in observed.names.keys() {
+            sample
+                .services
+                .entry(name(*service).unwrap_or_default())
+                .or_default();
+        }
+        for (service, stats) in self.store.service_stats()? {
+            // It may have gone meanwhile.
+            if let Some(totals) = name(service).and_then(|name| sample.services.get_mut(&name)) {
+                totals.connections += stats.connections;
+                totals.failures += stats.failures;
+            }
+        }
+        let counts: HashMap<u32, u64> = (self.store.backend_stats()?.into_iter())
+            .map(|(id, stats)| (id, stats.connections))
+            .collect();
+        let active = self.active(now_ns)?;
+        for (id, backend) in &observed.backends {
+            let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+            let Some(totals) =
+                name(backend.service).and_then(|name| sample.services.get_mut(&name))
+            else {
+                continue;
+            };
+            // The same endpoint has an id in each list of the Service port.
+            let of: &mut BackendTotals = totals.backends.entry(address).or_default();
+            of.connections += counts.get(id).copied().unwrap_or(0);
+            of.active += active.get(id).copied().unwrap_or(0);
+            of.is_chosen |= backend.flags & Backend::CHOSEN != 0;
+            of.is_local |= backend.flags & Backend::LOCAL != 0;
+        }
+        Ok(sample)
+    }
+
+    /// How many sockets and flows each backend has, by its id.
+    fn active(&self, now_ns: u64) -> Result<HashMap<u32, u64>, CliError> {
+        let mut active: HashMap<u32, u64> = HashMap::new();
+        for (_, flow) in self.store.sockets() {
+            if flow.backend_id != 0 {
+                *active.entry(flow.backend_id).or_default() += 1;
+            }
+        }
+        let failed = |what| move |source| CliError::Io { what, source };
+        let mut position = None;
+        loop {
+            let read = self.flows.batch(position, AT_ONCE);
+            let (entries, next) = read.map_err(failed("the map of flows"))?;
+            for (_, entry) in entries {
+                if matches!(Direction::from_number(entry.direction), Direction::Original)
+                    && !conntrack::is_closed(entry.state)
+                {
+                    *active.entry(entry.backend_id).or_default() += 1;
+                }
+            }
+            position = next;
+            if position.is_none() {
+                break;
+            }
+        }
+        let is_alive = |flow: &UdpFlow| now_ns.saturating_sub(flow.used_ns) < UDP_IDLE_NS;
+        let mut position = None;
+        loop {
+            let read = self.udp_flows.batch(position, AT_ONCE);
+            let (entries, next) = read.map_err(failed("the map of UDP flows"))?;
+            for (_, flow) in entries.iter().filter(|(_, flow)| is_alive(flow)) {
+                *active.entry(flow.backend_id).or_default() += 1;
+            }
+            position = next;
+            if position.is_none() {
+                return Ok(active);
+            }
+        }
+    }
+}
