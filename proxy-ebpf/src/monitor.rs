@@ -1,17 +1,21 @@
 //! Tells `kube-portal monitor` of decisions. While nobody listens this is one load and one comparison.
 
+use aya_ebpf::EbpfContext;
 use proxy_common::{
     abi::{Addr, Counter, MonitorEvent, MonitorFilter, SockAddr},
     datapath::lookup::Tables as _,
 };
 
-use crate::{context::tables::Kernel, maps};
+use crate::{context::tables::Kernel, log, maps};
 
 pub(crate) const NONE: SockAddr = SockAddr::from_parts(Addr { words: [0; 4] }, 0);
 
 /// Whether somebody listens, and wants to know of this outcome.
 #[inline(always)]
 pub(crate) fn is_asked_for(outcome: Counter) -> bool {
+    if log::is_on() {
+        return true;
+    }
     match maps::MONITOR.get_ptr(0) {
         // SAFETY: the element is the map's only one; volatile makes it one load.
         Some(filter) => {
@@ -24,7 +28,10 @@ pub(crate) fn is_asked_for(outcome: Counter) -> bool {
 
 /// Puts the event into the ring buffer, if the filter admits it.
 #[inline(never)]
-pub(crate) fn tell(event: &MonitorEvent) {
+pub(crate) fn tell(ctx: &impl EbpfContext, event: &MonitorEvent) {
+    if log::is_on() {
+        log::decided(ctx, event);
+    }
     let Some(filter) = maps::MONITOR.get(0) else {
         return;
     };

@@ -5,7 +5,11 @@ use aya::EbpfLoader;
 use nix::sys::resource::{Resource, setrlimit};
 use proxy_common::abi::map;
 use proxy_user::{
-    loader::{OBJECT, take_map},
+    loader::{
+        OBJECT,
+        program_log::{self, LEVEL},
+        take_map,
+    },
     maps::{Capacity, bpf::BpfStore},
 };
 
@@ -19,6 +23,7 @@ pub fn make(capacity: Capacity) -> Result<BpfStore> {
     let _not_needed_everywhere = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
     let mut ebpf = EbpfLoader::new()
         .btf(None)
+        .override_global(LEVEL, &program_log::level(false), true)
         .map_max_entries(map::FRONTENDS, capacity.frontends)
         .map_max_entries(map::SERVICES, capacity.services)
         .map_max_entries(map::NAMES, capacity.services)

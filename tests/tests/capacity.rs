@@ -108,6 +108,7 @@ fn twenty_thousand_services_and_a_quarter_of_a_million_endpoints_have_room_to_ch
     let world = World::builder().node("node-a", ["pod"]).build()?;
     let pins = Pins::new(world.node("node-a").bpffs());
     let fixed = Fixed {
+        debug_programs: false,
         snat_ports: PortRange::DEFAULT,
         timeouts: FlowTimeouts::DEFAULT,
     };

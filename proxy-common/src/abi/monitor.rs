@@ -64,10 +64,10 @@ impl MonitorFilter {
         outcomes >> outcome.index() & 1 != 0
     }
 
-    /// Whether the event, whose outcome is, is one that is asked for.
+    /// Whether the event is one that is asked for.
     #[inline(always)]
     pub fn admits(&self, event: &MonitorEvent) -> bool {
-        if event.at_ns > self.until_ns {
+        if self.outcomes >> (event.outcome & 63) & 1 == 0 || event.at_ns > self.until_ns {
             return false;
         }
         let any = Addr::default();

@@ -76,22 +76,25 @@ impl Bound {
                 (bpf_get_current_pid_tgid() >> 32) as u32,
             )
         };
-        monitor::tell(&MonitorEvent {
-            at_ns,
-            netns,
-            src: monitor::NONE,
-            dst: self.address(),
-            new_src: monitor::NONE,
-            new_dst: monitor::NONE,
-            service: 0,
-            backend_id: 0,
-            tgid,
-            ifindex: 0,
-            outcome: outcome.index() as u16,
-            hook: MonitorHook::Bind as u8,
-            protocol: protocol.number(),
-            zero: 0,
-        });
+        monitor::tell(
+            &self.ctx,
+            &MonitorEvent {
+                at_ns,
+                netns,
+                src: monitor::NONE,
+                dst: self.address(),
+                new_src: monitor::NONE,
+                new_dst: monitor::NONE,
+                service: 0,
+                backend_id: 0,
+                tgid,
+                ifindex: 0,
+                outcome: outcome.index() as u16,
+                hook: MonitorHook::Bind as u8,
+                protocol: protocol.number(),
+                zero: 0,
+            },
+        );
     }
 
     /// Makes bind() fail; without bpf_set_retval the kernel says EPERM.

@@ -190,24 +190,27 @@ impl Socket for Hook {
         if !monitor::is_asked_for(decision.outcome) {
             return;
         }
-        monitor::tell(&MonitorEvent {
-            at_ns: self.now_ns(),
-            netns: self.netns(),
-            src: monitor::NONE,
-            dst: decision.dialled,
-            new_src: monitor::NONE,
-            new_dst: match decision.becomes {
-                Some(address) => address,
-                None => monitor::NONE,
+        monitor::tell(
+            &self.ctx,
+            &MonitorEvent {
+                at_ns: self.now_ns(),
+                netns: self.netns(),
+                src: monitor::NONE,
+                dst: decision.dialled,
+                new_src: monitor::NONE,
+                new_dst: match decision.becomes {
+                    Some(address) => address,
+                    None => monitor::NONE,
+                },
+                service: decision.service,
+                backend_id: decision.backend_id,
+                tgid: self.tgid(),
+                ifindex: 0,
+                outcome: decision.outcome.index() as u16,
+                hook: decision.hook as u8,
+                protocol: decision.protocol.number(),
+                zero: 0,
             },
-            service: decision.service,
-            backend_id: decision.backend_id,
-            tgid: self.tgid(),
-            ifindex: 0,
-            outcome: decision.outcome.index() as u16,
-            hook: decision.hook as u8,
-            protocol: decision.protocol.number(),
-            zero: 0,
-        });
+        );
     }
 }

@@ -151,25 +151,28 @@ extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
     } else {
         (monitor::NONE, monitor::NONE, work.service, 0)
     };
-    monitor::tell(&MonitorEvent {
-        at_ns: node.now_ns(),
-        netns: 0,
-        src: SockAddr::from_parts(tuple.src, tuple.src_port_be),
-        dst: SockAddr::from_parts(tuple.dst, tuple.dst_port_be),
-        new_src,
-        new_dst,
-        service,
-        backend_id,
-        tgid: 0,
-        ifindex: node.ifindex(),
-        outcome: work.outcome as u16,
-        hook: match Hook::from_number(hook) {
-            Hook::Ingress => MonitorHook::Ingress,
-            Hook::Egress => MonitorHook::Egress,
-        } as u8,
-        protocol: tuple.protocol,
-        zero: 0,
-    });
+    monitor::tell(
+        &TcContext::new(skb),
+        &MonitorEvent {
+            at_ns: node.now_ns(),
+            netns: 0,
+            src: SockAddr::from_parts(tuple.src, tuple.src_port_be),
+            dst: SockAddr::from_parts(tuple.dst, tuple.dst_port_be),
+            new_src,
+            new_dst,
+            service,
+            backend_id,
+            tgid: 0,
+            ifindex: node.ifindex(),
+            outcome: work.outcome as u16,
+            hook: match Hook::from_number(hook) {
+                Hook::Ingress => MonitorHook::Ingress,
+                Hook::Egress => MonitorHook::Egress,
+            } as u8,
+            protocol: tuple.protocol,
+            zero: 0,
+        },
+    );
     0
 }
 

@@ -88,6 +88,10 @@ pub(super) struct RunArgs {
     /// net.ipv4.ip_local_port_range.
     #[arg(long, value_name = "FIRST-LAST", default_value = "10000-29999", value_parser = snat_ports::parse)]
     snat_ports: PortRange,
+    /// Have the programs log every decision, packets that pass included, at the level debug. It makes them
+    /// many times as slow: `kube-portal monitor` is for every day.
+    #[arg(long)]
+    debug_programs: bool,
 }
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
@@ -188,6 +192,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         tc_attach: args.tc_attach,
         fixed: Fixed {
             snat_ports: args.snat_ports,
+            debug_programs: args.debug_programs,
             timeouts: settings.timeouts,
         },
     };

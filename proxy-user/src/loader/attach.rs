@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     AffinityMap, Claim, Counted, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins,
-    Sizes, link::Link, sizes,
+    Sizes, link::Link, program_log, sizes,
 };
 use crate::{
     expiry::monotonic_ns,
@@ -56,6 +56,8 @@ pub enum LoadError {
     Map { map: &'static str, reason: String },
     #[error("{0}")]
     TooLarge(String),
+    #[error("what the programs log can't be read: {0}")]
+    ProgramLog(String),
     #[error(transparent)]
     Pin(#[from] PinError),
     #[error(transparent)]
@@ -75,6 +77,8 @@ pub struct Loaded {
 pub struct Fixed {
     pub snat_ports: PortRange,
     pub timeouts: FlowTimeouts,
+    /// Whether they log every decision.
+    pub debug_programs: bool,
 }
 
 /// Maps are taken over from the pins where they exist.
@@ -103,6 +107,10 @@ pub fn load(
     }
     let inherited_until_ns = inherited_until(claim.age());
     let mut loader = EbpfLoader::new();
+    let log_level = program_log::level(fixed.debug_programs);
+    if !fixed.debug_programs {
+        loader.map_max_entries(program_log::MAP, program_log::NO_ROOM);
+    }
     let has_set_retval = u8::from(features.set_retval);
     let timeouts = timeout_table(&fixed.timeouts);
     let has_coarse_clock = u8::from(features.coarse_clock);
@@ -117,7 +125,8 @@ pub fn load(
         .override_global("SNAT_FIRST_PORT", &fixed.snat_ports.first, true)
         .override_global("SNAT_LAST_PORT", &fixed.snat_ports.last, true)
         .override_global("INHERITED_UNTIL_NS", &inherited_until_ns, true)
-        .override_global("FLOW_TIMEOUTS", &timeouts[..], true);
+        .override_global("FLOW_TIMEOUTS", &timeouts[..], true)
+        .override_global(program_log::LEVEL, &log_level, true);
     for size in sizes.all() {
         loader.map_max_entries(size.map, size.entries);
     }
@@ -147,6 +156,9 @@ pub fn load(
             program: name.to_owned(),
             reason: reason(&error),
         })?;
+    }
+    if fixed.debug_programs {
+        program_log::follow(&mut ebpf)?;
     }
     let store = BpfStore::open(|name| take_map(&mut ebpf, name))?;
     Ok((

@@ -11,6 +11,7 @@ mod packet;
 mod pinned;
 mod pins;
 mod preflight;
+pub mod program_log;
 mod raw_map;
 mod resize;
 mod sizes;

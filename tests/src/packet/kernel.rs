@@ -23,7 +23,10 @@ use proxy_common::{
 };
 use proxy_user::{
     expiry::monotonic_ns,
-    loader::{Features, OBJECT},
+    loader::{
+        Features, OBJECT,
+        program_log::{self, LEVEL},
+    },
 };
 
 use super::{Scene, scene::UPLINK};
@@ -108,6 +111,7 @@ impl Kernel {
             u8::from(features.skip_neigh),
         );
         let ebpf = EbpfLoader::new()
+            .override_global(LEVEL, &program_log::level(false), true)
             .override_global("HAS_COARSE_CLOCK", &coarse_clock, true)
             .override_global("HAS_SKIP_NEIGH", &skip_neigh, true)
             .override_global("SNAT_FIRST_PORT", &ports.first, true)
