@@ -144,10 +144,13 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         .that_waits_for_its_node();
     let view = Arc::new(pins.share_store(&store)?);
     surfaces.set_store(Arc::clone(&view));
-    let requests = control::listen(&pins.directory()).map_err(|source| CliError::Io {
-        what: "the socket on which the agent is asked",
-        source,
-    })?;
+    let requests =
+        control::listen(&pins.directory(), &config.surfaces.configz).map_err(|source| {
+            CliError::Io {
+                what: "the socket on which the agent is asked",
+                source,
+            }
+        })?;
     let auditing = Auditing::new(requests.audits, config.audit_interval, Arc::clone(&view));
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {

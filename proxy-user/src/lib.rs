@@ -12,6 +12,7 @@ mod events;
 pub mod expiry;
 mod hash;
 mod health;
+mod inspect;
 pub mod keeper;
 mod leftovers;
 pub mod loader;

@@ -2,6 +2,7 @@
 
 mod as_kube_proxy;
 mod cleanup;
+mod inspect;
 pub(crate) mod output;
 mod run;
 mod snat_ports;
@@ -43,6 +44,9 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
+    /// Look into the maps, entry by entry: frontends, backends, affinity, conntrack, sockets, counters; or at
+    /// the running agent's configuration. All but that need no running agent.
+    Inspect(inspect::InspectArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
@@ -99,6 +103,10 @@ pub enum CliError {
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(
+        "no agent runs here for the pins in {}, and only it knows its configuration: start it, or give `kube-portal run` its arguments and --write-config-to FILE, which starts nothing and writes what they amount to", .0.display()
+    )]
+    NoConfig(PathBuf),
+    #[error(
         "somebody else has changed {drifted} entries of the maps; {repaired} of them are as they should be again"
     )]
     Drift { drifted: u64, repaired: u64 },
@@ -118,6 +126,7 @@ impl CliError {
             Self::Drift { .. } => 5,
             Self::Config(_)
             | Self::Control(_)
+            | Self::NoConfig(_)
             | Self::Load(_)
             | Self::Pin(_)
             | Self::Store(_)
@@ -141,6 +150,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::execute(*args),
             Command::Status(args) => status::execute(&args),
+            Command::Inspect(args) => inspect::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }
     }

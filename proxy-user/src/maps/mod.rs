@@ -1,7 +1,8 @@
 //! Where a plan is carried out, and what is found there.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    borrow::Cow,
+    collections::{BTreeSet, HashMap, HashSet},
     net::SocketAddr,
 };
 
@@ -89,6 +90,18 @@ impl Observed {
             .keys()
             .filter(|key| address_of(key).is_none())
             .count()
+    }
+
+    /// `namespace/name:port` of a service id; `?` if it has no name.
+    pub fn service_name(&self, id: u32) -> Cow<'_, str> {
+        self.names
+            .get(&id)
+            .map_or(Cow::Borrowed("?"), ServiceName::text)
+    }
+
+    /// Ids of the backends that get new connections.
+    pub fn slotted(&self) -> HashSet<u32> {
+        self.slots.values().flatten().copied().collect()
     }
 
     /// Where the Service port of this name (`namespace/name:port`) leads, in any family; sorted.
