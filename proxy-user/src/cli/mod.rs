@@ -56,7 +56,7 @@ enum Command {
 #[derive(Args, Clone, Debug)]
 struct PinArgs {
     /// A mounted BPF filesystem; everything of ours is below DIR/kube-portal.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", global = true)]
     bpffs_root: PathBuf,
 }
 
