@@ -22,6 +22,7 @@ mod metrics;
 pub mod model;
 pub mod plan;
 pub mod redial;
+pub mod rehearsal;
 mod sctp;
 mod server;
 pub mod status;

@@ -1,7 +1,7 @@
 //! FRONTENDS: what clients dial, and what becomes of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
 };
 
@@ -19,23 +19,14 @@ use crate::{
 /// port 0 and no backends.
 pub(crate) fn rows(observed: &Observed, filter: &Filter) -> Vec<FrontendStatus> {
     let mut rows = frontends(observed);
-    let reserved = reserved(observed, &rows);
-    rows.extend(reserved);
+    rows.extend(reserved(observed));
     rows.retain(|row| filter.admits(&row.service, [SocketAddr::new(row.address, row.port)]));
     rows.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
     rows
 }
 
-fn reserved(observed: &Observed, known: &[FrontendStatus]) -> Vec<FrontendStatus> {
-    let cluster_ips = known
-        .iter()
-        .filter(|row| row.kind == FrontendKind::ClusterIp.name());
-    let owners: BTreeMap<IpAddr, &str> = cluster_ips
-        .map(|row| {
-            let service = row.service.split(':').next();
-            (row.address, service.unwrap_or(&row.service))
-        })
-        .collect();
+fn reserved(observed: &Observed) -> Vec<FrontendStatus> {
+    let owners = observed.cluster_ip_owners();
     let addresses: BTreeSet<IpAddr> = observed.frontends.keys().filter_map(address_of).collect();
     addresses
         .into_iter()
@@ -44,7 +35,9 @@ fn reserved(observed: &Observed, known: &[FrontendStatus]) -> Vec<FrontendStatus
             port: 0,
             protocol: NONE.to_owned(),
             kind: FrontendKind::ClusterIp.name(),
-            service: owners.get(&address).unwrap_or(&"?").to_string(),
+            service: owners
+                .get(&address)
+                .map_or_else(|| "?".to_owned(), String::clone),
             service_id: 0,
             verdict: "refuse",
             backends: Vec::new(),

@@ -13,6 +13,7 @@ mod reclaim;
 mod record;
 mod sorted;
 mod step;
+pub mod text;
 
 pub use audit::Part;
 pub use execute::{Done, Failed, Report, carry_out, execute};
