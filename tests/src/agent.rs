@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -249,17 +249,24 @@ impl Agent {
         self.call(&["cleanup"])
     }
 
-    /// Any other subcommand on this node's bpffs.
+    /// Any other subcommand on this node's bpffs; it has to go well.
     pub fn call(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.place.command(binaries::kube_portal()?)?;
-        command.args(args).arg("--bpffs-root").arg(&self.bpffs_root);
-        let what = format!("kube-portal {} on {}", args.join(" "), self.node);
-        let output = command.output().with_context(|| what.clone())?;
+        let output = self.output(args)?;
         if !output.status.success() {
+            let what = format!("kube-portal {} on {}", args.join(" "), self.node);
             let reason = String::from_utf8_lossy(&output.stderr);
             bail!("{what}: {}: {}", output.status, reason.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The same, however it goes.
+    pub fn output(&self, args: &[&str]) -> Result<Output> {
+        let mut command = self.place.command(binaries::kube_portal()?)?;
+        command.args(args).arg("--bpffs-root").arg(&self.bpffs_root);
+        command
+            .output()
+            .with_context(|| format!("kube-portal {} on {}", args.join(" "), self.node))
     }
 
     fn start(&mut self) -> Result<()> {
