@@ -35,10 +35,15 @@ impl DryStore {
         } else {
             self.now.services.insert(id, service)
         };
+        let run = |service: Service| {
+            let word = service.word;
+            (word.count() > 0).then(|| word.first_slot())
+        };
         // Of slots only those are known that a word names.
-        let before = before.map_or(unused, |before| before).word;
-        if before.count() > 0 && before.first_slot() != service.word.first_slot() {
-            self.now.slots.remove(&before.first_slot());
+        if let Some(before) = before.and_then(run)
+            && Some(before) != run(service)
+        {
+            self.now.slots.remove(&before);
         }
     }
 }
@@ -156,5 +161,85 @@ impl MapStore for DryStore {
     /// Nothing has happened.
     fn counters(&self) -> Result<Vec<(Counter, u64)>, StoreError> {
         Ok(Counter::ALL.iter().map(|counter| (*counter, 0)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        maps::fake::FakeStore,
+        model::{
+            Event, Kind, Model, Node, NodePortScope,
+            oracle::{any_service, any_slice},
+        },
+        plan::Planner,
+        sync::Syncer,
+    };
+
+    const ROOM: Capacity = Capacity {
+        frontends: 64,
+        services: 64,
+        backends: 64,
+        slots: 128,
+        source_ranges: 16,
+        service_nets: 4,
+    };
+
+    /// What an agent does that lists these, one after the other.
+    fn steps(lists: &[(Vec<Event>, Vec<Event>)]) -> FakeStore {
+        let store = FakeStore::new(ROOM);
+        let planner = Planner::adopt(ROOM, &Observed::default());
+        let model = Model::new(Node::default(), NodePortScope::Primary);
+        let mut syncer = Syncer::new(model, planner, store);
+        for (services, slices) in lists {
+            for (kind, events) in [(Kind::Service, services), (Kind::EndpointSlice, slices)] {
+                syncer.apply(Event::ListStarted(kind));
+                events.iter().for_each(|event| syncer.apply(event.clone()));
+                syncer.apply(Event::Listed(kind));
+            }
+            syncer.sync();
+            while let Some(epoch) = syncer.begin_grace() {
+                syncer.passed(epoch);
+            }
+        }
+        syncer.into_store()
+    }
+
+    fn any_list() -> impl Strategy<Value = (Vec<Event>, Vec<Event>)> {
+        let services = prop::collection::vec(any_service().prop_map(Event::ServiceApplied), 0..4);
+        let slices = prop::collection::vec(any_slice().prop_map(Event::SliceApplied), 0..6);
+        (services, slices)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn steps_lead_to_what_maps_in_memory_hold_after_them(
+            lists in prop::collection::vec(any_list(), 1..4)
+        ) {
+            let fake = steps(&lists);
+            let mut dry = DryStore::new(ROOM, Observed::default());
+            for step in &fake.log {
+                dry.execute(step).unwrap();
+                prop_assert!(dry.holds(step), "{}", step);
+            }
+            prop_assert_eq!(dry.observe().unwrap(), fake.observe().unwrap());
+            for step in &fake.log {
+                // The maps remember slots that nobody names.
+                if !matches!(step, Step::WriteSlots { .. }) {
+                    prop_assert_eq!(dry.holds(step), fake.holds(step), "{}", step);
+                }
+            }
+            let told = |steps: Vec<Step>| -> BTreeSet<String> {
+                steps.iter().map(ToString::to_string).collect()
+            };
+            prop_assert_eq!(told(dry.removals().unwrap()), told(fake.removals().unwrap()));
+        }
     }
 }
