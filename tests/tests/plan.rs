@@ -107,6 +107,11 @@ fn without_a_source_it_fails_and_says_what_is_missing() -> Result<()> {
     ensure!(missing.status.code() == Some(1), "{missing:?}");
     ensure!(error.contains("manifest folder /nonexistent"), "{error}");
 
+    for flag in [&["--cleanup"][..], &["--write-config-to", "/dev/null"]] {
+        let refused = output(flag)?;
+        ensure!(refused.status.code() == Some(2), "{refused:?}");
+    }
+
     // Nobody answers there.
     let silent = output(&[
         "--apiserver",

@@ -50,7 +50,18 @@ struct Report {
 }
 
 pub(super) fn execute(args: PlanArgs) -> Result<(), CliError> {
-    let loaded = config::load(&args.proxy)?;
+    let proxy = &args.proxy;
+    for (flag, given) in [
+        ("--write-config-to", proxy.write_config_to.is_some()),
+        ("--cleanup", proxy.cleanup == Some(true)),
+        ("--init-only", proxy.init_only == Some(true)),
+    ] {
+        if given {
+            let line = format!("{flag} is for `kube-portal run`; leave it out, plan does nothing");
+            return Err(CliError::Usage(line));
+        }
+    }
+    let loaded = config::load(proxy)?;
     // What is wrong with objects is worth a line here too.
     source::start_log("warn,kube_client=error,kube_runtime=error");
     for line in loaded.warnings {
