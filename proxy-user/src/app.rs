@@ -67,14 +67,14 @@ pub struct Config {
 }
 
 /// Events that wait; a source that is faster than the maps is slowed down, not buffered.
-const EVENT_QUEUE: usize = 1024;
+pub(crate) const EVENT_QUEUE: usize = 1024;
 /// Events folded into one plan at most, so that a flood can't keep the first of it from the maps.
 const BATCH: usize = 4096;
 /// After events were synced. The first of a flood is written at once, and those that come meanwhile
 /// are folded into the next plan, instead of a plan for each.
 const REST: Duration = Duration::from_millis(1);
 /// The Service port whose backends are the API servers.
-const API_SERVERS: &str = "default/kubernetes:https";
+pub(crate) const API_SERVERS: &str = "default/kubernetes:https";
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const RETRY: Duration = Duration::from_secs(5);
 /// Where the kernel can't be asked to wait for its readers: longer than any program can run.
@@ -92,7 +92,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         facts,
         filters: Arc::clone(&filters),
     }));
-    let (mut source, connection) = start_source(&config, events).await?;
+    let (mut source, connection) = start_source(&config.source, &config.node_name, events).await?;
     let contact = connection.as_ref().map(Connection::contact);
     let surfaces = Surfaces::start(&config.surfaces, &config.node_name, connection.as_ref())?;
 
@@ -144,10 +144,13 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         .that_waits_for_its_node();
     let view = Arc::new(pins.share_store(&store)?);
     surfaces.set_store(Arc::clone(&view));
-    let requests = control::listen(&pins.directory()).map_err(|source| CliError::Io {
-        what: "the socket on which the agent is asked",
-        source,
-    })?;
+    let requests =
+        control::listen(&pins.directory(), &config.surfaces.configz).map_err(|source| {
+            CliError::Io {
+                what: "the socket on which the agent is asked",
+                source,
+            }
+        })?;
     let auditing = Auditing::new(requests.audits, config.audit_interval, Arc::clone(&view));
     let (internal_ips, seen_internal_ips) = latest::channel(Vec::new());
     let agent = Agent {
@@ -214,12 +217,13 @@ fn stopped(signal: &str) -> Result<(), CliError> {
 type SourceTask = JoinHandle<Result<(), CliError>>;
 
 /// With an API server, also the connection, for what is to be told there.
-async fn start_source(
-    config: &Config,
+pub(crate) async fn start_source(
+    source: &Source,
+    node_name: &str,
     events: mpsc::Sender<Event>,
 ) -> Result<(SourceTask, Option<Connection>), CliError> {
-    let node_name = config.node_name.clone();
-    Ok(match &config.source {
+    let node_name = node_name.to_owned();
+    Ok(match source {
         Source::Manifests(directory) => {
             let directory = directory.clone();
             // Before anything is put into the kernel.

@@ -12,6 +12,7 @@ use std::{
         unix::net as std_unix,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -29,6 +30,7 @@ use crate::{audit::Audited, waiting::NotProgrammed, watch::kube::Freshness};
 /// What may be asked; all are of one length.
 const VERIFY: &[u8; 7] = b"verify\n";
 const STATE: &[u8; 7] = b"state?\n";
+const CONFIG: &[u8; 7] = b"config\n";
 /// A request is said at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is asked takes no longer.
@@ -63,6 +65,8 @@ pub struct Requests {
 struct Queues {
     audits: mpsc::Sender<Asker>,
     states: mpsc::Sender<StateAsker>,
+    /// What /configz says, which stays as it is.
+    configz: Arc<str>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,17 +97,22 @@ pub(crate) fn only_monitor(pins: &Path) -> io::Result<std_unix::UnixListener> {
     std_unix::UnixListener::bind_addr(&address(pins, "/monitor")?)
 }
 
-/// Answers requests for as long as the agent lives. To be called on a runtime.
+/// Answers requests for as long as the agent lives. To be called on a runtime. `configz`: what /configz says.
 ///
 /// # Errors
 /// The socket can't be had.
-pub fn listen(pins: &Path) -> io::Result<Requests> {
+pub fn listen(pins: &Path, configz: &str) -> io::Result<Requests> {
     let listener = std_unix::UnixListener::bind_addr(&address(pins, "")?)?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (audits, asked_audits) = mpsc::channel(QUEUE);
     let (states, asked_states) = mpsc::channel(QUEUE);
-    tokio::spawn(serve(listener, Queues { audits, states }));
+    let queues = Queues {
+        audits,
+        states,
+        configz: configz.into(),
+    };
+    tokio::spawn(serve(listener, queues));
     Ok(Requests {
         audits: asked_audits,
         states: asked_states,
@@ -135,6 +144,7 @@ async fn answer(mut stream: UnixStream, queues: &Queues) -> io::Result<()> {
     match &request {
         VERIFY => pass_on(stream, &queues.audits).await,
         STATE => pass_on(stream, &queues.states).await,
+        CONFIG => stream.write_all(queues.configz.as_bytes()).await,
         _ => Ok(()),
     }
 }
@@ -168,6 +178,14 @@ pub fn verify(pins: &Path) -> Result<Audited, ControlError> {
 /// There is no agent, or it doesn't answer.
 pub fn state(pins: &Path) -> Result<State, ControlError> {
     request(pins, STATE)
+}
+
+/// The configuration it runs with, as /configz says it.
+///
+/// # Errors
+/// There is no agent, or it doesn't answer.
+pub fn configz(pins: &Path) -> Result<serde_json::Value, ControlError> {
+    request(pins, CONFIG)
 }
 
 fn request<T: DeserializeOwned>(pins: &Path, request: &[u8]) -> Result<T, ControlError> {

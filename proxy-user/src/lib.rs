@@ -23,6 +23,7 @@ pub mod model;
 mod monitor;
 pub mod plan;
 pub mod redial;
+pub mod rehearsal;
 mod sctp;
 mod server;
 pub mod status;

@@ -1,15 +1,15 @@
 //! What the maps hold, in a form for people and for scripts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use proxy_common::abi::{
-    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Protocol, ServiceAffinity,
-    ServiceWord, SockAddr,
+    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, ServiceAffinity, ServiceWord,
+    SockAddr,
 };
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use crate::{
     control::State,
     loader::{Hook, OnDevice},
     maps::{Capacity, Observed},
-    plan::address_of,
+    plan::{address_of, protocol_name},
     watch::kube::{Freshness, span},
 };
 
@@ -80,6 +80,7 @@ pub struct FrontendStatus {
     pub kind: &'static str,
     /// `namespace/name:port`.
     pub service: String,
+    pub service_id: u32,
     /// `translate`, `refuse` (no endpoints), `drop` (policy Local, none here) or `damaged`.
     pub verdict: &'static str,
     pub backends: Vec<BackendStatus>,
@@ -94,8 +95,15 @@ pub struct FrontendStatus {
     pub affinity_timeout_secs: Option<u32>,
 }
 
+impl FrontendStatus {
+    pub(crate) fn sort_key(&self) -> (&str, IpAddr, u16, &str) {
+        (&self.service, self.address, self.port, &self.protocol)
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub struct OutsideStatus {
+    pub service_id: u32,
     pub verdict: &'static str,
     pub backends: Vec<BackendStatus>,
 }
@@ -125,7 +133,6 @@ pub struct MapUse {
 }
 
 impl Status {
-    /// Sorted by Service, then address.
     pub fn new(
         observed: &Observed,
         capacity: Capacity,
@@ -133,93 +140,6 @@ impl Status {
         counters: &[(Counter, u64)],
         programs: Vec<String>,
     ) -> Self {
-        let mut by_service: HashMap<u32, Vec<BackendStatus>> = HashMap::new();
-        let slotted: HashSet<u32> = observed.slots.values().flatten().copied().collect();
-        let mut ids: Vec<_> = observed.backends.iter().collect();
-        ids.sort_by_key(|(id, _)| **id);
-        for (&id, backend) in ids {
-            let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
-            by_service
-                .entry(backend.service)
-                .or_default()
-                .push(BackendStatus {
-                    id,
-                    address: address.ip(),
-                    port: address.port(),
-                    chosen: slotted.contains(&id),
-                    local: backend.flags & Backend::LOCAL != 0,
-                });
-        }
-        for backends in by_service.values_mut() {
-            backends.sort_by_key(|backend| (backend.address, backend.port));
-        }
-        let list = |service: u32| {
-            let word = observed
-                .services
-                .get(&service)
-                .map_or_else(ServiceWord::default, |service| service.word);
-            let verdict = match (word.count(), word.empty()) {
-                (1.., _) => "translate",
-                (0, Empty::Refuse) => "refuse",
-                (0, Empty::Drop) => "drop",
-                (0, Empty::Unused) => "damaged",
-            };
-            (
-                verdict,
-                by_service.get(&service).cloned().unwrap_or_default(),
-            )
-        };
-        let mut frontends: Vec<FrontendStatus> = observed
-            .frontends
-            .iter()
-            .filter(|(key, _)| address_of(key).is_none())
-            .map(|(key, frontend)| {
-                let (verdict, backends) = list(frontend.service);
-                FrontendStatus {
-                    address: key.addr.ip(),
-                    port: u16::from_be(key.port_be),
-                    protocol: Protocol::from_number(key.protocol)
-                        .map_or_else(|| key.protocol.to_string(), |p| p.name().to_owned()),
-                    kind: FrontendKind::from_number(frontend.kind).map_or("?", FrontendKind::name),
-                    service: observed
-                        .names
-                        .get(&frontend.service)
-                        .map_or_else(|| "?".to_owned(), |name| name.text().into_owned()),
-                    verdict,
-                    backends,
-                    outside: (frontend.outside_service != 0).then(|| {
-                        let (verdict, backends) = list(frontend.outside_service);
-                        OutsideStatus { verdict, backends }
-                    }),
-                    affinity_timeout_secs: observed
-                        .services
-                        .get(&frontend.service)
-                        .map(|service| service.affinity)
-                        .filter(|affinity| affinity.is_on())
-                        .map(ServiceAffinity::timeout_secs),
-                    source_ranges: (frontend.flags & Frontend::SOURCE_RANGES != 0).then(|| {
-                        let ranges = observed.source_ranges.get(&frontend.service);
-                        RangesStatus {
-                            ranges: ranges
-                                .into_iter()
-                                .flatten()
-                                .map(ToString::to_string)
-                                .collect(),
-                            node_allowed: frontend.flags & Frontend::NODE_ALLOWED != 0,
-                            pods_allowed: frontend.flags & Frontend::PODS_ALLOWED != 0,
-                        }
-                    }),
-                }
-            })
-            .collect();
-        frontends.sort_by(|a, b| {
-            (&a.service, a.address, a.port, &a.protocol).cmp(&(
-                &b.service,
-                b.address,
-                b.port,
-                &b.protocol,
-            ))
-        });
         let source_ranges = observed.source_ranges.values().map(BTreeSet::len).sum();
         let slots = observed.slots.values().map(Vec::len).sum();
         Self {
@@ -227,7 +147,7 @@ impl Status {
             agent: None,
             programs,
             devices: Vec::new(),
-            frontends,
+            frontends: frontends(observed),
             service_nets: observed
                 .service_nets
                 .iter()
@@ -367,6 +287,92 @@ impl Status {
         let _string_is_infallible = write!(out, "{table}");
         out
     }
+}
+
+/// Where every frontend leads, sorted by Service, then address.
+pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
+    let mut by_service: HashMap<u32, Vec<BackendStatus>> = HashMap::new();
+    let slotted = observed.slotted();
+    let mut ids: Vec<_> = observed.backends.iter().collect();
+    ids.sort_by_key(|(id, _)| **id);
+    for (&id, backend) in ids {
+        let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+        by_service
+            .entry(backend.service)
+            .or_default()
+            .push(BackendStatus {
+                id,
+                address: address.ip(),
+                port: address.port(),
+                chosen: slotted.contains(&id),
+                local: backend.flags & Backend::LOCAL != 0,
+            });
+    }
+    for backends in by_service.values_mut() {
+        backends.sort_by_key(|backend| (backend.address, backend.port));
+    }
+    let list = |service: u32| {
+        let word = observed
+            .services
+            .get(&service)
+            .map_or_else(ServiceWord::default, |service| service.word);
+        let verdict = match (word.count(), word.empty()) {
+            (1.., _) => "translate",
+            (0, Empty::Refuse) => "refuse",
+            (0, Empty::Drop) => "drop",
+            (0, Empty::Unused) => "damaged",
+        };
+        (
+            verdict,
+            by_service.get(&service).cloned().unwrap_or_default(),
+        )
+    };
+    let mut frontends: Vec<FrontendStatus> = observed
+        .frontends
+        .iter()
+        .filter(|(key, _)| address_of(key).is_none())
+        .map(|(key, frontend)| {
+            let (verdict, backends) = list(frontend.service);
+            FrontendStatus {
+                address: key.addr.ip(),
+                port: u16::from_be(key.port_be),
+                protocol: protocol_name(key.protocol).to_owned(),
+                kind: FrontendKind::from_number(frontend.kind).map_or("?", FrontendKind::name),
+                service: observed.service_name(frontend.service).into_owned(),
+                service_id: frontend.service,
+                verdict,
+                backends,
+                outside: (frontend.outside_service != 0).then(|| {
+                    let (verdict, backends) = list(frontend.outside_service);
+                    OutsideStatus {
+                        service_id: frontend.outside_service,
+                        verdict,
+                        backends,
+                    }
+                }),
+                affinity_timeout_secs: observed
+                    .services
+                    .get(&frontend.service)
+                    .map(|service| service.affinity)
+                    .filter(|affinity| affinity.is_on())
+                    .map(ServiceAffinity::timeout_secs),
+                source_ranges: (frontend.flags & Frontend::SOURCE_RANGES != 0).then(|| {
+                    let ranges = observed.source_ranges.get(&frontend.service);
+                    RangesStatus {
+                        ranges: ranges
+                            .into_iter()
+                            .flatten()
+                            .map(ToString::to_string)
+                            .collect(),
+                        node_allowed: frontend.flags & Frontend::NODE_ALLOWED != 0,
+                        pods_allowed: frontend.flags & Frontend::PODS_ALLOWED != 0,
+                    }
+                }),
+            }
+        })
+        .collect();
+    frontends.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+    frontends
 }
 
 fn map_use(used: usize, capacity: u32) -> MapUse {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -249,12 +249,11 @@ impl Agent {
         self.call(&["cleanup"])
     }
 
-    /// Any other subcommand on this node's bpffs.
+    /// Any other subcommand on this node's bpffs; it has to go well.
     pub fn call(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.subcommand(args)?;
-        let what = format!("kube-portal {} on {}", args.join(" "), self.node);
-        let output = command.output().with_context(|| what.clone())?;
+        let output = self.output(args)?;
         if !output.status.success() {
+            let what = format!("kube-portal {} on {}", args.join(" "), self.node);
             let reason = String::from_utf8_lossy(&output.stderr);
             bail!("{what}: {}: {}", output.status, reason.trim());
         }
@@ -272,6 +271,13 @@ impl Agent {
     pub fn pins(&self) -> PathBuf {
         let version = format!("v{}", proxy_common::abi::ABI_VERSION);
         self.bpffs_root.join("kube-portal").join(version)
+    }
+
+    /// The same, however it goes.
+    pub fn output(&self, args: &[&str]) -> Result<Output> {
+        self.subcommand(args)?
+            .output()
+            .with_context(|| format!("kube-portal {} on {}", args.join(" "), self.node))
     }
 
     fn start(&mut self) -> Result<()> {

@@ -3,10 +3,13 @@
 mod as_kube_proxy;
 mod cleanup;
 mod filter;
+mod inspect;
 mod monitor;
 pub(crate) mod output;
+mod plan;
 mod run;
 mod snat_ports;
+mod source;
 mod status;
 mod top;
 
@@ -32,7 +35,7 @@ use crate::{
 #[command(
     name = "kube-portal",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else, 6 something would change (plan)"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -51,6 +54,12 @@ enum Command {
     Monitor(monitor::MonitorArgs),
     /// Show Services by new connections, active connections and errors, with each one's backends.
     Top(top::TopArgs),
+    /// Look into the maps, entry by entry: frontends, backends, affinity, conntrack, sockets, counters; or at
+    /// the running agent's configuration. All but that need no running agent.
+    Inspect(inspect::InspectArgs),
+    /// Show what would change in the maps if the agent ran now, and write nothing. Give it what `run` is
+    /// given for source, node and configuration. Exit code 0: nothing; 6: something.
+    Plan(Box<plan::PlanArgs>),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
@@ -60,7 +69,7 @@ enum Command {
 #[derive(Args, Clone, Debug)]
 struct PinArgs {
     /// A mounted BPF filesystem; everything of ours is below DIR/kube-portal.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", global = true)]
     bpffs_root: PathBuf,
 }
 
@@ -109,9 +118,19 @@ pub enum CliError {
     #[error(transparent)]
     Monitor(#[from] MonitorError),
     #[error(
+        "no agent runs here for the pins in {}, and only it knows its configuration: start it, or give `kube-portal run` its arguments and --write-config-to FILE, which starts nothing and writes what they amount to", .0.display()
+    )]
+    NoConfig(PathBuf),
+    #[error(
         "somebody else has changed {drifted} entries of the maps; {repaired} of them are as they should be again"
     )]
     Drift { drifted: u64, repaired: u64 },
+    #[error("the maps are not what the agent would make them")]
+    WouldChange,
+    #[error(
+        "not all was listed{why} within {secs} s, so nothing can be planned; see that it is there and answers, or wait longer with --timeout"
+    )]
+    NotListed { secs: u64, why: String },
     #[error("what kube-proxy left is not all gone: {0}")]
     Leftovers(String),
     #[error("{0}")]
@@ -126,9 +145,12 @@ impl CliError {
             Self::Preflight(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
             Self::Drift { .. } => 5,
+            Self::WouldChange => 6,
             Self::Config(_)
             | Self::Control(_)
             | Self::Monitor(_)
+            | Self::NoConfig(_)
+            | Self::NotListed { .. }
             | Self::Load(_)
             | Self::Pin(_)
             | Self::Store(_)
@@ -154,6 +176,8 @@ impl Cli {
             Command::Status(args) => status::execute(&args),
             Command::Monitor(args) => monitor::execute(&args),
             Command::Top(args) => top::execute(&args),
+            Command::Inspect(args) => inspect::execute(&args),
+            Command::Plan(args) => plan::execute(*args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }
     }

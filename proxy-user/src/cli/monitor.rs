@@ -16,10 +16,10 @@ use signal_hook::{
     flag,
 };
 
-use super::{CliError, PinArgs, filter::FilterArgs, output};
+use super::{CliError, PinArgs, filter::FilterArgs};
 use crate::{
     expiry::monotonic_ns,
-    inspect::Filter,
+    inspect::{Filter, read},
     loader::{Pins, check_bpffs, check_node, device_name},
     maps::{MapStore as _, bpf::BpfStore},
     monitor::{
@@ -145,7 +145,7 @@ fn context(event: &MonitorEvent, store: &BpfStore, devices: &mut HashMap<u32, St
     Context {
         service: store.name(event.service),
         command: (event.tgid != 0)
-            .then(|| output::command(event.tgid))
+            .then(|| read::command(event.tgid))
             .flatten(),
         device: (event.ifindex != 0).then(|| {
             let name = || device_name(event.ifindex);

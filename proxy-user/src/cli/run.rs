@@ -5,7 +5,10 @@ use clap::Args;
 use proxy_common::abi::PortRange;
 use tokio::runtime::Builder;
 
-use super::{CliError, PinArgs, block_on_runtime, cleanup, snat_ports};
+use super::{
+    CliError, PinArgs, block_on_runtime, cleanup, snat_ports,
+    source::{self, SourceArgs},
+};
 use crate::{
     app,
     config::{self, ProxyFlags, Span},
@@ -14,24 +17,12 @@ use crate::{
     memory,
     server::sockets_of,
     surfaces::SurfacesConfig,
-    watch::kube::Access,
 };
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
-    /// Serve the Services and EndpointSlices in this folder of YAML or JSON files, and follow its
-    /// changes.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master", "apiserver"])]
-    manifests: Option<PathBuf>,
-    /// URLs of API servers, tried in turn, in place of the kubeconfig's or service account's: for nodes
-    /// where that one is reached only through kube-portal. May be given several times.
-    #[arg(
-        long,
-        value_name = "URL,...",
-        value_delimiter = ',',
-        conflicts_with = "master"
-    )]
-    apiserver: Vec<String>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Processes in this cgroup v2 directory and below are served [default: the first cgroup v2
     /// mount]
     #[arg(long, value_name = "DIR")]
@@ -124,13 +115,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     };
     check_cgroup(&cgroup_root)?;
     check_bpffs(&args.pins.bpffs_root)?;
-    let node_name = match settings.node_name {
-        Some(name) => name,
-        None => config::node_name_of(&rustix::system::uname().nodename().to_string_lossy())
-            .ok_or_else(|| {
-                CliError::Usage("this machine has no host name; give --hostname-override".into())
-            })?,
-    };
+    let node_name = source::node_name(settings.node_name)?;
     let surfaces = SurfacesConfig {
         healthz: settings
             .healthz_bind_address
@@ -156,18 +141,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         log::warn!("{line}");
     }
     let config = app::Config {
-        source: match args.manifests {
-            Some(directory) => app::Source::Manifests(directory),
-            None => app::Source::Kubernetes(Access {
-                kubeconfig: settings.kubeconfig,
-                servers: args
-                    .proxy
-                    .master
-                    .into_iter()
-                    .chain(args.apiserver)
-                    .collect(),
-            }),
-        },
+        source: args.source.source(&args.proxy, settings.kubeconfig),
         node_name,
         node_ports: settings.node_ports,
         primary_ip: settings.primary_address,
@@ -203,7 +177,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     block_on_runtime(runtime, app::run(config))?
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
     let span: Span = text.parse().map_err(|error| format!("{error}"))?;
     span.duration().ok_or_else(|| "it is negative".to_owned())
 }
@@ -216,8 +190,5 @@ fn start_log(verbosity: u32) {
         4..=5 => "info,kube_client=error,kube_runtime=error,proxy_user=debug",
         6.. => "info,proxy_user=trace",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
+    source::start_log(filter);
 }

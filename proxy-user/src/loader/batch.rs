@@ -1,9 +1,12 @@
-//! Maps of the programs that the agent walks through, read in batches.
+//! Maps of the programs that somebody walks through, read in batches.
 
 use std::{io, path::Path};
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
-use proxy_common::abi::{AffinityEntry, AffinityKey, FlowEntry, Tuple, UdpFlow, UdpFlowKey, map};
+use proxy_common::abi::{
+    AffinityEntry, AffinityKey, FlowEntry, SockAddr, SocketCookie, SocketFlow, Tuple, UdpFlow,
+    UdpFlowKey, map,
+};
 
 use super::raw_map::{Elements, Position, RawMap};
 use crate::maps::bpf::OpenError;
@@ -44,6 +47,10 @@ impl<const K: usize, const V: usize> Batches<K, V> {
     }
 }
 
+fn pinned(map: &'static str, path: &Path) -> Result<MapData, OpenError> {
+    MapData::from_pin(path).map_err(|source| OpenError::Open { map, source })
+}
+
 /// Defines a map of this name, keys and values.
 macro_rules! batched {
     ($(#[doc = $doc:literal])* $name:ident = $map:expr, $key:ty => $value:ty) => {
@@ -57,9 +64,7 @@ macro_rules! batched {
             }
 
             pub fn from_pin(path: &Path) -> Result<Self, OpenError> {
-                let data = MapData::from_pin(path)
-                    .map_err(|source| OpenError::Open { map: $map, source })?;
-                Self::new(data)
+                Self::new(pinned($map, path)?)
             }
 
             /// Entries there is room for.
@@ -83,6 +88,18 @@ macro_rules! batched {
                     .into_iter()
                     .map(|(key, value)| (<$key>::from_bytes(key), <$value>::from_bytes(value)));
                 Ok((typed.collect(), next))
+            }
+
+            /// Every entry, by as few calls as it takes. What comes and goes meanwhile may be missed or seen
+            /// twice.
+            pub fn each(&self, mut see: impl FnMut($key, $value)) -> io::Result<()> {
+                self.0.raw.each_batch(|keys, values| {
+                    let (keys, _) = keys.as_chunks();
+                    let (values, _) = values.as_chunks();
+                    for (key, value) in keys.iter().zip(values) {
+                        see(<$key>::from_bytes(*key), <$value>::from_bytes(*value));
+                    }
+                })
             }
 
             pub fn get(&self, key: &$key) -> Option<$value> {
@@ -112,6 +129,10 @@ impl FlowMap {
     pub fn half_open(data: MapData) -> Result<Self, OpenError> {
         Ok(Self(Batches::new(map::HALF_OPEN, data)?))
     }
+
+    pub fn half_open_from_pin(path: &Path) -> Result<Self, OpenError> {
+        Self::half_open(pinned(map::HALF_OPEN, path)?)
+    }
 }
 
 batched! {
@@ -120,8 +141,18 @@ batched! {
 }
 
 batched! {
+    /// KP_SOCKETS.
+    SocketMap = map::SOCKETS, SocketCookie => SocketFlow
+}
+
+batched! {
     /// KP_UDP_FLOWS.
     UdpFlowMap = map::UDP_FLOWS, UdpFlowKey => UdpFlow
+}
+
+batched! {
+    /// KP_UDP_REVERSE: the frontend.
+    UdpReverseMap = map::UDP_REVERSE, UdpFlowKey => SockAddr
 }
 
 /// A hash map of which it only matters how many entries it has.

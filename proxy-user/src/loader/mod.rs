@@ -18,7 +18,7 @@ mod sizes;
 pub(crate) mod sys;
 
 pub use attach::{Fixed, LoadError, Loaded, OBJECT, SweptMaps, load, take_map};
-pub use batch::{AffinityMap, Counted, FlowMap, UdpFlowMap};
+pub use batch::{AffinityMap, Counted, FlowMap, SocketMap, UdpFlowMap, UdpReverseMap};
 pub use features::Features;
 pub use hook::Hook;
 pub use packet::{

@@ -3,6 +3,7 @@
 use proxy_common::abi::map;
 
 use super::layout::LAYOUTS;
+use crate::maps::Capacity;
 
 /// How many elements the maps are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,18 @@ impl Sizes {
     /// A Service that changes needs its old and its new slots at once, rounded up to a power of two.
     pub fn slots(&self) -> u32 {
         self.backends.saturating_mul(2).next_power_of_two()
+    }
+
+    /// Of the maps that the agent alone writes.
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            frontends: self.frontends,
+            services: self.services,
+            backends: self.backends,
+            slots: self.slots(),
+            source_ranges: self.source_ranges,
+            service_nets: SERVICE_NETS,
+        }
     }
 
     /// Of every map whose size is set.

@@ -182,20 +182,7 @@ impl MapStore for FakeStore {
     }
 
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
-        let observed = self.observe()?;
-        let frontends = observed.frontends.keys().map(Step::removal_of_frontend);
-        let names = observed.names.keys();
-        let ranges = observed.source_ranges.iter().flat_map(|(service, ranges)| {
-            let service = *service;
-            let ranges = ranges.iter().copied();
-            ranges.map(move |range| Step::RemoveSourceRange { service, range })
-        });
-        let nets = observed.service_nets.iter();
-        Ok(frontends
-            .chain(names.map(|service| Step::RemoveName { service: *service }))
-            .chain(ranges)
-            .chain(nets.map(|net| Step::RemoveServiceNet { net: *net }))
-            .collect())
+        Ok(self.observe()?.removals())
     }
 
     fn observe(&self) -> Result<Observed, StoreError> {

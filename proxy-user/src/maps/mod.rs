@@ -1,21 +1,26 @@
 //! Where a plan is carried out, and what is found there.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    net::SocketAddr,
+    borrow::Cow,
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
 };
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, Service, ServiceName, SockAddr,
+    ABI_VERSION, Backend, Counter, Frontend, FrontendKey, FrontendKind, Service, ServiceName,
+    SockAddr,
 };
 
 use crate::plan::{Step, address_of, remedy};
 
 mod batch;
 pub mod bpf;
+pub mod dry;
 pub mod fake;
 pub mod faulty;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod meaning;
 mod prefix;
 mod shared_array;
@@ -89,6 +94,49 @@ impl Observed {
             .keys()
             .filter(|key| address_of(key).is_none())
             .count()
+    }
+
+    /// The steps that would remove every entry of the maps that have entries.
+    fn removals(&self) -> Vec<Step> {
+        let frontends = self.frontends.keys().map(Step::removal_of_frontend);
+        let names = self.names.keys();
+        let ranges = self.source_ranges.iter().flat_map(|(service, ranges)| {
+            let service = *service;
+            let ranges = ranges.iter().copied();
+            ranges.map(move |range| Step::RemoveSourceRange { service, range })
+        });
+        let nets = self.service_nets.iter();
+        frontends
+            .chain(names.map(|service| Step::RemoveName { service: *service }))
+            .chain(ranges)
+            .chain(nets.map(|net| Step::RemoveServiceNet { net: *net }))
+            .collect()
+    }
+
+    /// `namespace/name:port` of a service id; `?` if it has no name.
+    pub fn service_name(&self, id: u32) -> Cow<'_, str> {
+        self.names
+            .get(&id)
+            .map_or(Cow::Borrowed("?"), ServiceName::text)
+    }
+
+    /// The Service (`namespace/name`) of each ClusterIP.
+    pub fn cluster_ip_owners(&self) -> HashMap<IpAddr, String> {
+        let theirs = self.frontends.iter().filter(|(_, frontend)| {
+            frontend.service != 0 && frontend.kind == FrontendKind::ClusterIp as u8
+        });
+        theirs
+            .map(|(key, frontend)| {
+                let name = self.service_name(frontend.service);
+                let service = name.split(':').next().unwrap_or_default();
+                (key.addr.ip(), service.to_owned())
+            })
+            .collect()
+    }
+
+    /// Ids of the backends that get new connections.
+    pub fn slotted(&self) -> HashSet<u32> {
+        self.slots.values().flatten().copied().collect()
     }
 
     /// Where the Service port of this name (`namespace/name:port`) leads, in any family; sorted.

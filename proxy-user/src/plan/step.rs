@@ -156,13 +156,14 @@ pub fn address_of(key: &FrontendKey) -> Option<IpAddr> {
     (*key == FrontendKey::of_address(key.addr)).then(|| key.addr.ip())
 }
 
-fn protocol(number: u8) -> &'static str {
+/// `?` for one that Services don't have.
+pub fn protocol_name(number: u8) -> &'static str {
     Protocol::from_number(number).map_or("?", Protocol::name)
 }
 
 fn show_key(key: &FrontendKey, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let address = std::net::SocketAddr::new(key.addr.ip(), u16::from_be(key.port_be));
-    write!(f, "{address}/{}", protocol(key.protocol))
+    write!(f, "{address}/{}", protocol_name(key.protocol))
 }
 
 impl fmt::Display for Step {
@@ -175,7 +176,7 @@ impl fmt::Display for Step {
                 write!(
                     f,
                     "backend {id} = {address}/{} of service {}",
-                    protocol(backend.protocol),
+                    protocol_name(backend.protocol),
                     backend.service
                 )
             }

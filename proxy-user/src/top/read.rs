@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use proxy_common::{
-    abi::{Backend, Direction, SockAddr, UDP_IDLE_NS, UdpFlow, map},
+    abi::{Backend, Direction, SockAddr, UDP_IDLE_NS, map},
     datapath::conntrack,
 };
 
@@ -11,17 +11,15 @@ use super::{BackendTotals, Sample};
 use crate::{
     cli::CliError,
     expiry::monotonic_ns,
-    loader::{FlowMap, PinError, Pins, UdpFlowMap},
+    loader::{FlowMap, PinError, Pins, SocketMap, UdpFlowMap},
     maps::{MapStore as _, bpf::BpfStore},
 };
-
-/// Entries that one call reads.
-const AT_ONCE: usize = 4096;
 
 /// The maps that are read again and again.
 #[derive(Debug)]
 pub(crate) struct Reader {
     store: BpfStore,
+    sockets: SocketMap,
     flows: FlowMap,
     udp_flows: UdpFlowMap,
 }
@@ -30,6 +28,7 @@ impl Reader {
     pub(crate) fn new(pins: &Pins) -> Result<Self, CliError> {
         Ok(Self {
             store: pins.open_store()?,
+            sockets: SocketMap::from_pin(&pins.map(map::SOCKETS)).map_err(PinError::from)?,
             flows: FlowMap::from_pin(&pins.map(map::FLOWS)).map_err(PinError::from)?,
             udp_flows: UdpFlowMap::from_pin(&pins.map(map::UDP_FLOWS)).map_err(PinError::from)?,
         })
@@ -83,40 +82,27 @@ impl Reader {
     /// How many sockets and flows each backend has, by its id.
     fn active(&self, now_ns: u64) -> Result<HashMap<u32, u64>, CliError> {
         let mut active: HashMap<u32, u64> = HashMap::new();
-        for (_, flow) in self.store.sockets() {
+        let failed = |what| move |source| CliError::Io { what, source };
+        let sockets = self.sockets.each(|_, flow| {
             if flow.backend_id != 0 {
                 *active.entry(flow.backend_id).or_default() += 1;
             }
-        }
-        let failed = |what| move |source| CliError::Io { what, source };
-        let mut position = None;
-        loop {
-            let read = self.flows.batch(position, AT_ONCE);
-            let (entries, next) = read.map_err(failed("the map of flows"))?;
-            for (_, entry) in entries {
-                if matches!(Direction::from_number(entry.direction), Direction::Original)
-                    && !conntrack::is_closed(entry.state)
-                {
-                    *active.entry(entry.backend_id).or_default() += 1;
-                }
+        });
+        sockets.map_err(failed("the map of sockets"))?;
+        let flows = self.flows.each(|_, entry| {
+            if matches!(Direction::from_number(entry.direction), Direction::Original)
+                && !conntrack::is_closed(entry.state)
+            {
+                *active.entry(entry.backend_id).or_default() += 1;
             }
-            position = next;
-            if position.is_none() {
-                break;
-            }
-        }
-        let is_alive = |flow: &UdpFlow| now_ns.saturating_sub(flow.used_ns) < UDP_IDLE_NS;
-        let mut position = None;
-        loop {
-            let read = self.udp_flows.batch(position, AT_ONCE);
-            let (entries, next) = read.map_err(failed("the map of UDP flows"))?;
-            for (_, flow) in entries.iter().filter(|(_, flow)| is_alive(flow)) {
+        });
+        flows.map_err(failed("the map of flows"))?;
+        let udp_flows = self.udp_flows.each(|_, flow| {
+            if now_ns.saturating_sub(flow.used_ns) < UDP_IDLE_NS {
                 *active.entry(flow.backend_id).or_default() += 1;
             }
-            position = next;
-            if position.is_none() {
-                return Ok(active);
-            }
-        }
+        });
+        udp_flows.map_err(failed("the map of UDP flows"))?;
+        Ok(active)
     }
 }

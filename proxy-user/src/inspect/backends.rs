@@ -1,0 +1,110 @@
+//! BACKENDS: where Services lead.
+
+use std::net::SocketAddr;
+
+use proxy_common::abi::{Backend, SockAddr};
+use serde::Serialize;
+
+use super::Filter;
+use crate::{cli::output::Row, maps::Observed, plan::protocol_name};
+
+#[derive(Debug, Serialize)]
+pub(crate) struct BackendRow {
+    service: String,
+    address: SocketAddr,
+    protocol: &'static str,
+    /// Of whose list of the Service port: `cluster`, or `node` for this node's endpoints.
+    list: &'static str,
+    id: u32,
+    service_id: u32,
+    /// Gets new connections; otherwise it only keeps those it has.
+    chosen: bool,
+    /// On this node.
+    local: bool,
+    /// Its id in the other list; 0: it isn't there.
+    twin: u32,
+}
+
+/// Sorted by Service, then address.
+pub(crate) fn rows(observed: &Observed, filter: &Filter) -> Vec<BackendRow> {
+    let slotted = observed.slotted();
+    let mut rows: Vec<BackendRow> = observed
+        .backends
+        .iter()
+        .map(|(&id, backend)| BackendRow {
+            service: observed.service_name(backend.service).into_owned(),
+            address: SockAddr::from_parts(backend.addr, backend.port_be).socket_addr(),
+            protocol: protocol_name(backend.protocol),
+            list: match observed.names.get(&backend.service).map(|name| name.scope) {
+                Some(0) => "cluster",
+                Some(1) => "node",
+                Some(_) | None => "?",
+            },
+            id,
+            service_id: backend.service,
+            chosen: slotted.contains(&id),
+            local: backend.flags & Backend::LOCAL != 0,
+            twin: backend.twin,
+        })
+        .filter(|row| filter.admits(&row.service, [row.address]))
+        .collect();
+    rows.sort_by(|a, b| {
+        let key = |row: &BackendRow| (row.address, row.protocol, row.list, row.id);
+        (&a.service, key(a)).cmp(&(&b.service, key(b)))
+    });
+    rows
+}
+
+impl Row for BackendRow {
+    const HEADER: &'static [&'static str] = &[
+        "BACKEND",
+        "PROTO",
+        "SERVICE",
+        "LIST",
+        "STATE",
+        "WHERE",
+        "ID",
+        "SERVICE-ID",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.address.to_string(),
+            self.protocol.to_owned(),
+            self.service.clone(),
+            self.list.to_owned(),
+            if self.chosen { "chosen" } else { "kept" }.to_owned(),
+            if self.local { "here" } else { "elsewhere" }.to_owned(),
+            self.id.to_string(),
+            self.service_id.to_string(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{filter, observed, text};
+    use super::*;
+
+    #[test]
+    fn a_row_says_whose_a_backend_is_and_whether_it_gets_more() {
+        let rows = rows(&observed(), &Filter::default());
+        assert_eq!(
+            text(&rows),
+            [
+                "10.1.1.2:8080 TCP default/web:http cluster chosen here 1 1",
+                "10.1.1.2:8080 TCP default/web:http node chosen here 4 2",
+                "10.1.2.2:8080 TCP default/web:http cluster chosen elsewhere 2 1",
+                "10.1.2.3:8080 TCP default/web:http cluster kept elsewhere 3 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_are_filtered_by_service_and_address() {
+        let count = |service, address| rows(&observed(), &filter(None, service, address)).len();
+        assert_eq!(count(Some("dns"), None), 0);
+        assert_eq!(count(Some("web"), Some("10.1.1.0/24")), 2);
+        assert_eq!(count(None, Some("10.1.2.3:8080")), 1);
+    }
+}
