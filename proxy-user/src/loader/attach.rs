@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     AffinityMap, Claim, Counted, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins,
-    Sizes, link::Link, sizes,
+    Programs, Sizes, link::Link, sizes,
 };
 use crate::{
     expiry::monotonic_ns,
@@ -68,6 +68,7 @@ pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
     claim: Claim,
+    programs: Programs,
 }
 
 /// What the programs are loaded with, and keep.
@@ -133,6 +134,7 @@ pub fn load(
     };
     claim.settle()?;
     claim.note_memory();
+    let programs = Programs::default();
     for (name, program) in ebpf.programs_mut() {
         let loaded = if let Program::CgroupSockAddr(program) = program {
             program.load()
@@ -143,10 +145,13 @@ pub fn load(
         } else {
             Err(ProgramError::UnexpectedProgramType)
         };
-        loaded.map_err(|error| LoadError::Program {
+        let refused = |error: &ProgramError| LoadError::Program {
             program: name.to_owned(),
-            reason: reason(&error),
-        })?;
+            reason: reason(error),
+        };
+        loaded.map_err(|error| refused(&error))?;
+        let fd = program.fd().map_err(|error| refused(&error))?;
+        programs.add(name, fd.as_fd());
     }
     let store = BpfStore::open(|name| take_map(&mut ebpf, name))?;
     Ok((
@@ -154,6 +159,7 @@ pub fn load(
             ebpf,
             pins: pins.clone(),
             claim,
+            programs,
         },
         store,
     ))
@@ -194,6 +200,11 @@ fn inherited_until(age: Duration) -> u64 {
 }
 
 impl Loaded {
+    /// Those that are loaded, now and later.
+    pub fn programs(&self) -> Programs {
+        self.programs.clone()
+    }
+
     /// What was found at the pins.
     pub fn take_notes(&mut self) -> Vec<Note> {
         self.claim.take_notes()
@@ -257,7 +268,7 @@ impl Loaded {
             sockets: counted(map::SOCKETS)?,
             udp_flows: counted(map::UDP_FLOWS)?,
         };
-        let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
+        let packet = PacketPath::new(self.ebpf, self.pins, mechanism, self.programs)?;
         Ok((self.claim, packet, swept))
     }
 }
