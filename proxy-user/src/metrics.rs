@@ -3,6 +3,7 @@
 
 mod kernel;
 mod process;
+mod services;
 mod slis;
 mod text;
 
@@ -41,7 +42,7 @@ use crate::{
     keeper::Attached,
     maps::Capacity,
     model::{Event, WithoutLocal},
-    plan::Used,
+    plan::{IdChange, Used},
     server::Answer,
     watch::kube::{Contact, Requests},
 };
@@ -78,6 +79,8 @@ pub(crate) struct Metrics {
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) health: Arc<Mutex<ProxyHealth>>,
+    /// Service ports that have counters of their own.
+    pub(crate) max_services: usize,
     /// Without an API server nothing is shown of it.
     pub(crate) api_server: Option<(Contact, Requests)>,
 }
@@ -86,7 +89,7 @@ impl Metrics {
     pub(crate) fn new(asked: Asked) -> Self {
         let metrics = Self {
             registry: Registry::default(),
-            kernel: Arc::default(),
+            kernel: Arc::new(Kernel::new(asked.max_services)),
             sync_duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             last_synced: Seconds::default(),
             last_queued: Seconds::default(),
@@ -250,6 +253,11 @@ impl Metrics {
     /// From now on what the kernel knows is shown, asked for through this.
     pub(crate) fn set_kernel(&self, view: Box<dyn KernelView>) {
         self.kernel.set(view);
+    }
+
+    /// Service ids have come to stand for other ports.
+    pub(crate) fn service_ids(&self, changes: Vec<IdChange>) {
+        self.kernel.service_ids(changes);
     }
 
     pub(crate) fn received(&self, event: &Event) {
@@ -483,6 +491,7 @@ mod tests {
     fn metrics() -> Metrics {
         Metrics::new(Asked {
             health: Arc::new(Mutex::new(ProxyHealth::new(Duration::from_secs(60)))),
+            max_services: 1000,
             api_server: None,
         })
     }

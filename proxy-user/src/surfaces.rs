@@ -44,6 +44,8 @@ pub struct SurfacesConfig {
     pub late: Duration,
     /// What /configz says.
     pub configz: String,
+    /// Service ports that have metrics of their own.
+    pub metrics_max_services: usize,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl Surfaces {
         lock(&health).set_node_eligible(!needs_node);
         let metrics = Arc::new(Metrics::new(metrics::Asked {
             health: health.clone(),
+            max_services: config.metrics_max_services,
             api_server: connection.map(|known| (known.contact(), known.requests())),
         }));
 
@@ -170,6 +173,8 @@ impl Surfaces {
     /// What came of it. Costs what has changed, not what there is.
     pub(crate) fn after_sync<S: MapStore>(&mut self, outcome: &mut Outcome, syncer: &Syncer<S>) {
         let began = self.began.take();
+        self.metrics
+            .service_ids(std::mem::take(&mut outcome.id_changes));
         if !outcome.ran {
             return;
         }

@@ -88,6 +88,10 @@ pub(super) struct RunArgs {
     /// net.ipv4.ip_local_port_range.
     #[arg(long, value_name = "FIRST-LAST", default_value = "10000-29999", value_parser = snat_ports::parse)]
     snat_ports: PortRange,
+    /// So many Service ports have metrics of their own, those that came first; the others are summed under
+    /// the name "_other".
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    metrics_max_services: usize,
     /// Have the kernel count how often each program runs and how long that takes, for /metrics. Every run
     /// of any BPF program of the node then costs some 20 ns more.
     #[arg(long)]
@@ -141,6 +145,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         hard_fail: settings.bind_address_hard_fail,
         late: settings.sync_period * 2,
         configz: loaded.config.configz(),
+        metrics_max_services: args.metrics_max_services,
     };
     let patterns = |flag: &str, values: &[String]| {
         Pattern::parse_all(values).map_err(|error| CliError::Usage(format!("{flag}: {error}")))

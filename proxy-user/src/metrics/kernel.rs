@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use prometheus_client::{
@@ -10,16 +10,20 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
-use proxy_common::abi::Counter;
+use proxy_common::abi::{Counter, ServiceStats};
 
+use super::services::{ServicePort, Services};
 use crate::{
     loader::{Account, Pins, Programs, Taken},
     maps::{MapStore as _, StoreError, bpf::BpfStore},
+    plan::IdChange,
 };
 
 /// What is asked. Each costs some dozens of system calls at most.
 pub(crate) trait KernelView: fmt::Debug + Send + Sync {
     fn outcomes(&self) -> Result<Vec<(Counter, u64)>, StoreError>;
+    /// By service id.
+    fn services(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError>;
     fn programs(&self) -> Vec<Account>;
     fn maps(&self) -> Vec<Taken>;
 }
@@ -37,6 +41,10 @@ impl KernelView for Ours {
         self.store.counters()
     }
 
+    fn services(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError> {
+        self.store.service_stats()
+    }
+
     fn programs(&self) -> Vec<Account> {
         self.programs.accounts()
     }
@@ -47,23 +55,54 @@ impl KernelView for Ours {
 }
 
 /// Nothing is shown before there is a view.
-#[derive(Debug, Default)]
-pub(super) struct Kernel(Mutex<Option<Box<dyn KernelView>>>);
+#[derive(Debug)]
+pub(super) struct Kernel {
+    view: Mutex<Option<Box<dyn KernelView>>>,
+    services: Mutex<Services>,
+}
 
 impl Kernel {
-    pub(super) fn set(&self, view: Box<dyn KernelView>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
+    pub(super) fn new(max_services: usize) -> Self {
+        Self {
+            view: Mutex::default(),
+            services: Mutex::new(Services::new(max_services)),
+        }
     }
+
+    pub(super) fn set(&self, view: Box<dyn KernelView>) {
+        match view.services() {
+            Ok(counted) => lock(&self.services).begin(counted),
+            Err(error) => log::debug!("metrics: {error}"),
+        }
+        *lock(&self.view) = Some(view);
+    }
+
+    pub(super) fn service_ids(&self, changes: Vec<IdChange>) {
+        if !changes.is_empty() {
+            lock(&self.services).follow(changes);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = lock(&self.view);
         let Some(view) = view.as_ref() else {
             return Ok(());
         };
         match view.outcomes() {
             Ok(outcomes) => encode_outcomes(&mut encoder, outcomes)?,
+            Err(error) => log::debug!("metrics: {error}"),
+        }
+        match view.services() {
+            Ok(counted) => {
+                let shown = lock(&self.services).count(counted);
+                encode_services(&mut encoder, &shown)?;
+            }
             Err(error) => log::debug!("metrics: {error}"),
         }
         encode_programs(&mut encoder, &view.programs())?;
@@ -82,8 +121,43 @@ fn encode_outcomes(
         MetricType::Counter,
     )?;
     for (counter, value) in outcomes {
-        let labels = [("reason", counter.name())];
+        let labels = [
+            ("reason", counter.name()),
+            ("verdict", counter.kind().name()),
+        ];
         ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+type Count = fn(&ServiceStats) -> u64;
+
+fn encode_services(
+    encoder: &mut DescriptorEncoder<'_>,
+    services: &[(ServicePort, ServiceStats)],
+) -> Result<(), fmt::Error> {
+    let families: [(&str, &str, Count); 2] = [
+        (
+            "service_connections",
+            "Connections and UDP flows that were given a backend, by Service port, since this agent was started",
+            |stats| stats.connections,
+        ),
+        (
+            "service_failures",
+            "Connections, UDP flows and packets that were refused or dropped, by Service port, since this agent was started",
+            |stats| stats.failures,
+        ),
+    ];
+    for (name, help, of) in families {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (port, stats) in services {
+            let labels = [
+                ("namespace", &*port.service.namespace),
+                ("service", &*port.service.name),
+                ("port", &*port.port),
+            ];
+            ConstCounter::new(of(stats)).encode(family.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }
