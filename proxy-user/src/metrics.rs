@@ -590,3 +590,6 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod page_tests;

@@ -12,7 +12,7 @@ pub struct Requests(Family<Labels, Counter>);
 
 impl Requests {
     /// `None`: there was no answer.
-    pub(super) fn count(&self, status: Option<StatusCode>, host: &str, method: &Method) {
+    pub(crate) fn count(&self, status: Option<StatusCode>, host: &str, method: &Method) {
         let code = status.map_or("<error>".to_owned(), |status| status.as_str().to_owned());
         let labels = [
             ("code", code),
