@@ -93,7 +93,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     metrics_max_services: usize,
     /// Have the kernel count how often each program runs and how long that takes, for /metrics. Every run
-    /// of any BPF program of the node then costs some 20 ns more.
+    /// of any BPF program of the node then costs some 40 ns more.
     #[arg(long)]
     bpf_stats: bool,
 }
