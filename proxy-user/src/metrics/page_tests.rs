@@ -393,15 +393,16 @@ fn the_dashboard_asks_for_what_is_served() {
         match value {
             Value::Object(fields) => {
                 for (key, value) in fields {
-                    match value {
-                        Value::String(text) if key == "expr" => found.push(text.clone()),
-                        // What a variable may be.
-                        Value::String(text) if text.starts_with("label_values(") => {
-                            let asked = text.split(['(', ',']).nth(1);
-                            found.push(asked.expect("a metric").to_owned());
+                    if let Value::String(text) = value {
+                        if key == "expr" {
+                            found.push(text.clone());
+                        } else if let Some(asked) = text.strip_prefix("label_values(") {
+                            // What a variable may be.
+                            let metric = asked.split(',').next();
+                            found.push(metric.expect("a metric").to_owned());
                         }
-                        value => expressions(value, found),
                     }
+                    expressions(value, found);
                 }
             }
             Value::Array(values) => values.iter().for_each(|value| expressions(value, found)),
