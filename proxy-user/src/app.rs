@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -23,10 +24,12 @@ use crate::{
     expiry,
     keeper::{Inputs, Keeper},
     loader::{
-        self, Claim, Cleaned, Features, Fixed, Loaded, Mechanism, PinError, Pins, Sizes, TcAttach,
+        self, Claim, Cleaned, Features, Fixed, Loaded, Mechanism, PinError, Pins, Programs, Sizes,
+        TcAttach,
     },
     maps::{MapStore as _, bpf::BpfStore},
     memory,
+    metrics::Ours,
     model::{Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
@@ -64,6 +67,8 @@ pub struct Config {
     pub snat_source: devices::Source,
     pub tc_attach: TcAttach,
     pub fixed: Fixed,
+    /// The kernel is to count the runs of programs.
+    pub bpf_stats: bool,
 }
 
 /// Events that wait; a source that is faster than the maps is slowed down, not buffered.
@@ -103,6 +108,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
                 .to_owned(),
         )
     })?;
+    let _kept_while_it_runs = config.bpf_stats.then(count_runs).flatten();
     let pins = Pins::new(&config.bpffs_root);
     let (mut loaded, store) = loader::load(&pins, features, &config.sizes, &config.fixed)?;
     for (level, line) in loaded.take_notes() {
@@ -143,7 +149,11 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         .with_primary_ip(config.primary_ip)
         .that_waits_for_its_node();
     let view = Arc::new(pins.share_store(&store)?);
-    surfaces.set_store(Arc::clone(&view));
+    surfaces.set_kernel(Ours {
+        store: Arc::clone(&view),
+        pins: pins.clone(),
+        programs: loaded.programs(),
+    });
     let requests =
         control::listen(&pins.directory(), &config.surfaces.configz).map_err(|source| {
             CliError::Io {
@@ -190,6 +200,20 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         )),
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
+    }
+}
+
+/// As long as the descriptor is kept.
+fn count_runs() -> Option<OwnedFd> {
+    match Programs::count_runs() {
+        Ok(kept) => Some(kept),
+        Err(error) => {
+            log::warn!(
+                "--bpf-stats: {}; it needs Linux 5.8 and CAP_SYS_ADMIN, `sysctl kernel.bpf_stats_enabled=1` does the same",
+                error.io_error
+            );
+            None
+        }
     }
 }
 
@@ -462,7 +486,7 @@ impl Packet {
                 }
             })?;
         let (done, attached) = oneshot::channel();
-        tokio::spawn(keeper.run(inputs, done));
+        tokio::spawn(keeper.run(inputs, done, surfaces.attached()));
         *self = Self::Attaching { claim, attached };
         Ok(names)
     }

@@ -32,6 +32,15 @@ pub struct Inputs {
     pub filters: Arc<Notify>,
 }
 
+/// What came of a pass over the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Those that run our programs.
+    pub devices: usize,
+    /// Those with which something is wrong.
+    pub failed: usize,
+}
+
 /// The packet path of this node.
 #[derive(Debug)]
 pub struct Keeper {
@@ -61,8 +70,13 @@ impl Keeper {
         })
     }
 
-    /// Runs until the agent ends. `done` is told after the first pass.
-    pub async fn run(mut self, mut inputs: Inputs, done: tokio::sync::oneshot::Sender<()>) {
+    /// Runs until the agent ends. `done` is told after the first pass, `tell` after each.
+    pub async fn run(
+        mut self,
+        mut inputs: Inputs,
+        done: tokio::sync::oneshot::Sender<()>,
+        tell: impl Fn(Attached),
+    ) {
         let mut done = Some(done);
         let mut again = tokio::time::interval(LOOK_AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -79,6 +93,10 @@ impl Keeper {
             let facts = inputs.facts.borrow_and_update().clone();
             let internal_ips = inputs.internal_ips.borrow_and_update().clone();
             self.pass(&facts, &internal_ips).await;
+            tell(Attached {
+                devices: self.attached.len(),
+                failed: self.said.len(),
+            });
             if let Some(done) = done.take() {
                 let _nobody_waits = done.send(());
                 // It is due at once at first.

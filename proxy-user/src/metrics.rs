@@ -1,5 +1,11 @@
 //! What /metrics shows: kube-proxy's names where the meaning is the same (`pkg/proxy/metrics`), and
-//! ours, which begin with `kube_portal_`.
+//! ours, which begin with `kube_portal_`. docs/METRICS.md lists them all.
+
+mod kernel;
+mod process;
+mod services;
+mod slis;
+mod text;
 
 use std::{
     fmt,
@@ -11,29 +17,35 @@ use hyper::StatusCode;
 use k8s_openapi::jiff::Timestamp;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _, text},
+    encoding::{DescriptorEncoder, EncodeMetric as _},
     metrics::{
         MetricType,
-        counter::{ConstCounter, Counter},
+        counter::Counter,
         family::Family,
         gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets, linear_buckets},
     },
     registry::Registry,
 };
-use proxy_common::abi::map;
+use proxy_common::abi::{ABI_VERSION, map};
+
+use self::{kernel::Kernel, process::Process, text::Format};
+pub(crate) use self::{
+    kernel::{KernelView, Ours},
+    slis::Slis,
+};
 
 use crate::{
     audit::Audited,
     expiry::Filling,
-    maps::{Capacity, MapStore as _, bpf::BpfStore},
+    health::{Moment, ProxyHealth},
+    keeper::Attached,
+    maps::Capacity,
     model::{Event, WithoutLocal},
-    plan::Used,
+    plan::{IdChange, Used},
     server::Answer,
-    watch::kube::Contact,
+    watch::kube::{Contact, Requests},
 };
-
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = [(&'static str, &'static str); 1];
 type Seconds = Gauge<f64, AtomicU64>;
@@ -60,14 +72,24 @@ pub(crate) struct Metrics {
     last_audited: Seconds,
     entries: Family<Labels, Gauge>,
     capacity: Family<Labels, Gauge>,
+    devices: Family<Labels, Gauge>,
+}
+
+/// What the metrics are asked of when they are shown, besides what they are told.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) health: Arc<Mutex<ProxyHealth>>,
+    /// Service ports that have counters of their own.
+    pub(crate) max_services: usize,
+    /// Without an API server nothing is shown of it.
+    pub(crate) api_server: Option<(Contact, Requests)>,
 }
 
 impl Metrics {
-    /// Without contact to an API server, nothing is shown of it.
-    pub(crate) fn new(contact: Option<Contact>) -> Self {
+    pub(crate) fn new(asked: Asked) -> Self {
         let metrics = Self {
             registry: Registry::default(),
-            kernel: Arc::default(),
+            kernel: Arc::new(Kernel::new(asked.max_services)),
             sync_duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             last_synced: Seconds::default(),
             last_queued: Seconds::default(),
@@ -91,6 +113,7 @@ impl Metrics {
             last_audited: Seconds::default(),
             entries: Family::default(),
             capacity: Family::default(),
+            devices: Family::default(),
         };
         // What has not happened yet is 0, not missing.
         for code in ["200", "503"] {
@@ -107,10 +130,11 @@ impl Metrics {
         ] {
             let _zero = metrics.refused.get_or_create(&[("map", label(map))]);
         }
-        metrics.registered(contact)
+        metrics.registered(asked)
     }
 
-    fn registered(mut self, contact: Option<Contact>) -> Self {
+    fn registered(mut self, asked: Asked) -> Self {
+        self.registry.register_collector(Box::new(Process));
         let theirs = self.registry.sub_registry_with_prefix("kubeproxy");
         let mut shown = |name: &str, help: &str, metric: Shown| match metric {
             Shown::Histogram(metric) => theirs.register(name, help, metric),
@@ -118,7 +142,6 @@ impl Metrics {
             Shown::Counter(metric) => theirs.register(name, help, metric),
             Shown::Gauge(metric) => theirs.register(name, help, metric),
             Shown::Counters(metric) => theirs.register(name, help, metric),
-            Shown::Gauges(metric) => theirs.register(name, help, metric),
         };
         shown(
             "sync_proxy_rules_duration_seconds",
@@ -171,12 +194,7 @@ impl Metrics {
             "Answers of /livez",
             Shown::Counters(self.livez.clone()),
         );
-        // A gauge, whatever its name says.
-        shown(
-            "sync_proxy_rules_no_local_endpoints_total",
-            "Service ports with a Local policy that have endpoints, but none on this node",
-            Shown::Gauges(self.without_local.clone()),
-        );
+        theirs.register_collector(Box::new(WithoutLocalEndpoints(self.without_local.clone())));
         let ours = self.registry.sub_registry_with_prefix("kube_portal");
         ours.register(
             "services_not_programmed",
@@ -213,16 +231,33 @@ impl Metrics {
             "Entries there is room for",
             self.capacity.clone(),
         );
+        ours.register(
+            "devices",
+            "Devices of the packet path: those that run its programs, and those that ought to and can't be attached to",
+            self.devices.clone(),
+        );
+        ours.register_collector(Box::new(Healthy(asked.health)));
+        ours.register_collector(Box::new(Build));
         ours.register_collector(Box::new(self.kernel.clone()));
-        if let Some(contact) = contact {
+        if let Some((contact, requests)) = asked.api_server {
             ours.register_collector(Box::new(contact));
+            self.registry.register(
+                "rest_client_requests",
+                "Requests to API servers, by what was answered",
+                requests.family(),
+            );
         }
         self
     }
 
-    /// From now on the counters of the programs are shown, read through this.
-    pub(crate) fn set_store(&self, store: Arc<BpfStore>) {
-        *self.kernel.store() = Some(store);
+    /// From now on what the kernel knows is shown, asked for through this.
+    pub(crate) fn set_kernel(&self, view: Box<dyn KernelView>) {
+        self.kernel.set(view);
+    }
+
+    /// Service ids have come to stand for other ports.
+    pub(crate) fn service_ids(&self, changes: Vec<IdChange>) {
+        self.kernel.service_ids(changes);
     }
 
     pub(crate) fn received(&self, event: &Event) {
@@ -328,19 +363,18 @@ impl Metrics {
         self.livez.get_or_create(&code(status)).inc();
     }
 
-    /// What /metrics answers; reads the maps.
-    pub(crate) fn answer(&self) -> Answer {
-        let mut body = String::new();
-        match text::encode(&mut body, &self.registry) {
-            Ok(()) => Answer::ok(CONTENT_TYPE, body),
-            Err(fmt::Error) => Answer {
-                status: StatusCode::INTERNAL_SERVER_ERROR,
-                ..Answer::ok(
-                    crate::server::PLAIN,
-                    "the metrics can't be written\n".into(),
-                )
-            },
+    /// Of the packet path's devices.
+    pub(crate) fn set_devices(&self, attached: Attached) {
+        for (state, count) in [("attached", attached.devices), ("failed", attached.failed)] {
+            self.devices
+                .get_or_create(&[("state", state)])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// What /metrics answers; reads the maps. `accept`: what the client says it can read.
+    pub(crate) fn answer(&self, accept: &str) -> Answer {
+        text::answer(&self.registry, Format::wanted(accept))
     }
 }
 
@@ -351,7 +385,6 @@ enum Shown {
     Counter(Counter),
     Gauge(Gauge),
     Counters(Family<Labels, Counter>),
-    Gauges(Family<Labels, Gauge>),
 }
 
 /// `frontends` of KP_FRONTENDS.
@@ -376,13 +409,64 @@ fn code(status: StatusCode) -> Labels {
     [("code", code)]
 }
 
-/// What the programs have counted, read when it is asked for.
-#[derive(Debug, Default)]
-struct Kernel(Mutex<Option<Arc<BpfStore>>>);
+/// A gauge, whatever kube-proxy's name for it says. What tells counters from gauges by name would take
+/// offence, so its type is left open.
+#[derive(Debug)]
+struct WithoutLocalEndpoints(Family<Labels, Gauge>);
 
-impl Kernel {
-    fn store(&self) -> std::sync::MutexGuard<'_, Option<Arc<BpfStore>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Collector for WithoutLocalEndpoints {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let encoder = encoder.encode_descriptor(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local policy that have endpoints, but none on this node; a gauge",
+            None,
+            MetricType::Unknown,
+        )?;
+        self.0.encode(encoder)
+    }
+}
+
+#[derive(Debug)]
+struct Healthy(Arc<Mutex<ProxyHealth>>);
+
+impl Collector for Healthy {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let now = Moment::now();
+        let (good, healthy) = {
+            let health = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            (health.is_good(now), health.is_healthy(now))
+        };
+        let mut family = encoder.encode_descriptor(
+            "healthy",
+            "1 if this check would say 200 now, else 0",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (check, healthy) in [("healthz", good), ("livez", healthy)] {
+            let labels = [("check", check)];
+            ConstGauge::new(i64::from(healthy)).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which build this is.
+#[derive(Debug)]
+struct Build;
+
+impl Collector for Build {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut family = encoder.encode_descriptor(
+            "build_info",
+            "1; the labels say which version this is, and which layout its maps have",
+            None,
+            MetricType::Gauge,
+        )?;
+        let labels = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("abi", ABI_VERSION.to_string()),
+        ];
+        ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)
     }
 }
 
@@ -399,45 +483,28 @@ impl Collector for Contact {
     }
 }
 
-impl Collector for Kernel {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let store = self.store();
-        let Some(store) = store.as_ref() else {
-            return Ok(());
-        };
-        match store.counters() {
-            Ok(counters) => {
-                let mut family = encoder.encode_descriptor(
-                    "datapath_outcomes",
-                    "What the programs decided, by reason; `kube-portal status` says what each means",
-                    None,
-                    MetricType::Counter,
-                )?;
-                for (counter, value) in counters {
-                    let labels = [("reason", counter.name())];
-                    ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-                }
-            }
-            Err(error) => log::debug!("metrics: {error}"),
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::ObjectName;
 
+    fn metrics() -> Metrics {
+        Metrics::new(Asked {
+            health: Arc::new(Mutex::new(ProxyHealth::new(Duration::from_secs(60)))),
+            max_services: 1000,
+            api_server: None,
+        })
+    }
+
     fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
-        let body = metrics.answer().body;
+        let body = metrics.answer("").body;
         let lines = body.lines().filter(|line| line.starts_with(start));
         lines.map(str::to_owned).collect()
     }
 
     #[test]
     fn the_names_and_labels_are_those_of_kube_proxy() {
-        let metrics = Metrics::new(None);
+        let metrics = metrics();
         let name = ObjectName::new("ns", "a");
         metrics.received(&Event::ServiceGone(name.clone()));
         metrics.received(&Event::SliceGone(name.clone()));
@@ -505,7 +572,7 @@ mod tests {
 
     #[test]
     fn a_map_has_its_entries_and_its_room_under_one_label() {
-        let metrics = Metrics::new(None);
+        let metrics = metrics();
         assert_eq!(lines(&metrics, "kube_portal_map_"), [""; 0]);
         for entries in [7, 5] {
             metrics.set_map(Filling {
@@ -523,3 +590,6 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod page_tests;

@@ -15,7 +15,7 @@ use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
     server::conn::http1,
     service::service_fn,
 };
@@ -79,12 +79,34 @@ impl Answer {
     }
 }
 
-/// Answers a path that was asked for over a connection to this address of the node.
-pub(crate) type Handler = Arc<dyn Fn(String, IpAddr) -> BoxFuture<'static, Answer> + Send + Sync>;
+/// What matters of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    /// The address of the node that the connection came to.
+    pub(crate) at: IpAddr,
+    /// What the client can read, as it says; empty if it doesn't.
+    pub(crate) accept: String,
+}
+
+impl Asked {
+    fn of(request: &Request<Incoming>, at: IpAddr) -> Self {
+        // A list may come in several lines.
+        let accept = request.headers().get_all(ACCEPT).iter();
+        let accept: Vec<&str> = accept.filter_map(|line| line.to_str().ok()).collect();
+        Self {
+            path: request.uri().path().to_owned(),
+            at,
+            accept: accept.join(","),
+        }
+    }
+}
+
+pub(crate) type Handler = Arc<dyn Fn(Asked) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// A handler that has its answer at hand.
-pub(crate) fn at_once(answer: impl Fn(&str, IpAddr) -> Answer + Send + Sync + 'static) -> Handler {
-    Arc::new(move |path, at| Box::pin(std::future::ready(answer(&path, at))))
+pub(crate) fn at_once(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Handler {
+    Arc::new(move |asked| Box::pin(std::future::ready(answer(&asked))))
 }
 
 /// The sockets of a bind address. An unspecified one stands for both families, as in Go.
@@ -180,7 +202,7 @@ async fn connection(stream: TcpStream, handler: &Handler) {
         return;
     };
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = handler(request.uri().path().to_owned(), at.ip());
+        let answer = handler(Asked::of(&request, at.ip()));
         async move { Ok::<_, Infallible>(answer.await.response()) }
     });
     // A client that breaks off is its own business.

@@ -19,8 +19,9 @@ use crate::{
         Moment, ProxyHealth,
         listeners::{self, ProxyIsHealthy, Told},
     },
-    maps::{MapStore, bpf::BpfStore},
-    metrics::Metrics,
+    keeper::Attached,
+    maps::MapStore,
+    metrics::{self, Metrics, Ours, Slis},
     model::{Event, Family},
     server::{self, Answer, Handler, JSON, PLAIN, Server, at_once},
     sync::{Outcome, Syncer},
@@ -43,6 +44,8 @@ pub struct SurfacesConfig {
     pub late: Duration,
     /// What /configz says.
     pub configz: String,
+    /// Service ports that have metrics of their own.
+    pub metrics_max_services: usize,
 }
 
 #[derive(Debug)]
@@ -75,7 +78,11 @@ impl Surfaces {
         let needs_node = connection.is_some();
         let health = Arc::new(Mutex::new(ProxyHealth::new(config.late)));
         lock(&health).set_node_eligible(!needs_node);
-        let metrics = Arc::new(Metrics::new(connection.map(Connection::contact)));
+        let metrics = Arc::new(Metrics::new(metrics::Asked {
+            health: health.clone(),
+            max_services: config.metrics_max_services,
+            api_server: connection.map(|known| (known.contact(), known.requests())),
+        }));
 
         let healthz = healthz_handler(health.clone(), metrics.clone());
         let healthz_flag = "--healthz-bind-address";
@@ -114,9 +121,15 @@ impl Surfaces {
         })
     }
 
-    /// The maps are there: a view of them for /metrics.
-    pub(crate) fn set_store(&self, store: Arc<BpfStore>) {
-        self.metrics.set_store(store);
+    /// The maps and programs are there, for /metrics to show.
+    pub(crate) fn set_kernel(&self, ours: Ours) {
+        self.metrics.set_kernel(Box::new(ours));
+    }
+
+    /// To be told what came of a pass over the devices.
+    pub(crate) fn attached(&self) -> impl Fn(Attached) + use<> {
+        let metrics = self.metrics.clone();
+        move |attached| metrics.set_devices(attached)
     }
 
     /// To be told how full a map is.
@@ -160,6 +173,8 @@ impl Surfaces {
     /// What came of it. Costs what has changed, not what there is.
     pub(crate) fn after_sync<S: MapStore>(&mut self, outcome: &mut Outcome, syncer: &Syncer<S>) {
         let began = self.began.take();
+        self.metrics
+            .service_ids(std::mem::take(&mut outcome.id_changes));
         if !outcome.ran {
             return;
         }
@@ -229,7 +244,7 @@ fn lock(health: &Mutex<ProxyHealth>) -> std::sync::MutexGuard<'_, ProxyHealth> {
 }
 
 fn healthz_handler(health: Arc<Mutex<ProxyHealth>>, metrics: Arc<Metrics>) -> Handler {
-    at_once(move |path, _| match path {
+    at_once(move |asked| match asked.path.as_str() {
         "/healthz" => {
             let answer = lock(&health).healthz(Moment::now());
             metrics.asked_healthz(answer.status);
@@ -245,15 +260,20 @@ fn healthz_handler(health: Arc<Mutex<ProxyHealth>>, metrics: Arc<Metrics>) -> Ha
 }
 
 fn metrics_handler(metrics: Arc<Metrics>, configz: String) -> Handler {
-    Arc::new(move |path, _| {
-        let (metrics, configz) = (metrics.clone(), configz.clone());
+    let slis = Arc::new(Slis::new());
+    Arc::new(move |asked| {
+        let (metrics, slis, configz) = (metrics.clone(), slis.clone(), configz.clone());
         Box::pin(async move {
-            match path.as_str() {
+            match asked.path.as_str() {
                 // Reads maps: many system calls, which others need not wait for.
-                "/metrics" => tokio::task::spawn_blocking(move || metrics.answer())
+                "/metrics" => tokio::task::spawn_blocking(move || metrics.answer(&asked.accept))
                     .await
                     .unwrap_or_else(|_| Answer::not_found()),
-                "/healthz" => Answer::ok(PLAIN, "ok".into()),
+                "/metrics/slis" => slis.answer(&asked.accept),
+                "/healthz" => {
+                    slis.pinged();
+                    Answer::ok(PLAIN, "ok".into())
+                }
                 "/configz" => Answer::ok(JSON, configz),
                 "/proxyMode" => Answer::ok(PLAIN, PROXY_MODE.into()),
                 _ => Answer::not_found(),

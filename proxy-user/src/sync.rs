@@ -9,7 +9,7 @@ use crate::{
     hash::HashMap,
     maps::MapStore,
     model::{Event, HealthCheck, LocalState, Model, ObjectName, PortKey, WithoutLocal},
-    plan::{Change, Done, Epoch, Failed, Planner, Refused, Report, carry_out, execute},
+    plan::{Change, Done, Epoch, Failed, IdChange, Planner, Refused, Report, carry_out, execute},
     waiting::{NotProgrammed, Trouble, Waiting},
 };
 
@@ -57,6 +57,8 @@ pub struct Outcome {
     pub without_local: WithoutLocal,
     /// When the changes of endpoints happened that this sync wrote.
     pub triggers: Vec<Timestamp>,
+    /// What has become of service ids.
+    pub id_changes: Vec<IdChange>,
 }
 
 impl<S: MapStore> Syncer<S> {
@@ -174,6 +176,7 @@ impl<S: MapStore> Syncer<S> {
             health_checks,
             without_local: self.without_local,
             triggers: self.model.take_triggers(),
+            id_changes: self.planner.take_id_changes(),
         }
     }
 
@@ -235,6 +238,7 @@ impl<S: MapStore> Syncer<S> {
         } else {
             self.sync_with(TRIED_AGAIN)
         };
+        outcome.id_changes.extend(self.planner.take_id_changes());
         outcome.udp_moved |= udp_moved;
         outcome.report.executed += report.executed;
         outcome.report.failed.extend::<Vec<Failed>>(report.failed);

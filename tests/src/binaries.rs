@@ -39,6 +39,18 @@ pub fn probe() -> Result<PathBuf> {
     }
 }
 
+/// Prometheus' promtool: `KUBE_PORTAL_PROMTOOL`, or what `cargo xtask setup` has put into target/tools.
+pub fn promtool() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("KUBE_PORTAL_PROMTOOL") {
+        return Ok(path.into());
+    }
+    let exe = std::env::current_exe().context("own executable")?;
+    exe.ancestors()
+        .map(|dir| dir.join("tools/bin/promtool"))
+        .find(|path| path.is_file())
+        .context("promtool is missing: `cargo xtask setup` fetches it, or set KUBE_PORTAL_PROMTOOL")
+}
+
 /// Test executables lie in target/<profile>/deps, binaries one level above.
 fn find(variable: &str, name: &str, how: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {

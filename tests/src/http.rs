@@ -38,7 +38,19 @@ pub fn get(netns: &Netns, to: SocketAddr, path: &str) -> Result<Reply> {
 
 /// Any method.
 pub fn ask(netns: &Netns, to: SocketAddr, method: &str, path: &str) -> Result<Reply> {
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+    ask_with(netns, to, method, path, "")
+}
+
+/// With more headers, each a line that ends in `\r\n`.
+pub fn ask_with(
+    netns: &Netns,
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> Result<Reply> {
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n{headers}\r\n");
     let answer = netns.enter(|| -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;

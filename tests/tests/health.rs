@@ -414,10 +414,14 @@ fn the_metrics_server_answers_as_kube_proxys_does() -> Result<()> {
     stage.client().probe().connect_many(at(VIP4, 80), 7)?;
     let reply = ask("/metrics")?;
     ensure!(
-        reply.code() == 200 && reply.body.ends_with("# EOF\n"),
+        reply.code() == 200
+            && reply
+                .headers
+                .contains(&"Content-Type: text/plain; version=0.0.4; charset=utf-8".to_owned()),
         "{reply:?}"
     );
-    let outcome = "kube_portal_datapath_outcomes_total{reason=\"connect_translated\"}";
+    let outcome =
+        "kube_portal_datapath_outcomes_total{reason=\"connect_translated\",verdict=\"translated\"}";
     ensure!(metric(&reply, outcome)? == stage.counter("connect_translated")? as f64);
     ensure!(metric(&reply, outcome)? >= 7.0);
     // Two ports, each in two families, and the two addresses as such.

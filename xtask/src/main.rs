@@ -9,6 +9,7 @@ mod build;
 mod compiler;
 mod libtest;
 mod packages;
+mod promtool;
 mod run;
 mod setup;
 mod sh;

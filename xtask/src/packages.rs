@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    path::Path,
     process::Stdio,
     time::{Duration, SystemTime},
 };
@@ -145,6 +146,22 @@ impl Apt {
         })?;
         self.updated = true;
         Ok(())
+    }
+
+    /// Puts the package into the folder; nothing is installed, and nobody has to be root.
+    pub(crate) fn download(&mut self, package: &str, folder: &Path) -> Result<()> {
+        if !self.lists_are_fresh() {
+            self.update()?;
+        }
+        let mut apt = sh::command("apt-get");
+        apt.args(["download", package]).current_dir(folder);
+        sh::step(&format!("downloading the package {package}"), || {
+            sh::run_quietly(
+                &mut apt,
+                "the package manager",
+                &format!("run `apt-get download {package}` and see what it says"),
+            )
+        })
     }
 
     pub(crate) fn install(&mut self, packages: &[&str]) -> Result<()> {

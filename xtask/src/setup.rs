@@ -4,6 +4,7 @@
 //! target/tools/bpf-toolchain.json   what was chosen; when it still holds, setup ends here
 //! target/tools/llvm/lib/            symlinks to the chosen compiler's libLLVM
 //! target/tools/bin/bpf-linker
+//! target/tools/bin/promtool         see `promtool`
 //! ```
 
 use std::{
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     compiler::{Choice, Compiler, Machine, Origin, PINNED_NIGHTLY, Rustup, Version, choose},
     packages::{self, Apt, Task},
-    sh,
+    promtool, sh,
     workspace::Workspace,
 };
 
@@ -41,6 +42,7 @@ pub(crate) fn everything(workspace: &Workspace) -> Result<()> {
     packages::ensure_tools(&[Task::Build, Task::Run, Task::Test, Task::Bench])?;
     lints(workspace)?;
     bpf_toolchain(workspace)?;
+    promtool::ensure(workspace)?;
     Ok(())
 }
 

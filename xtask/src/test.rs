@@ -17,7 +17,7 @@ use crate::{
     bpf, build,
     libtest::Counts,
     packages::{self, Task},
-    setup, sh,
+    promtool, setup, sh,
     workspace::{Profile, Workspace},
 };
 
@@ -177,7 +177,8 @@ pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         report.skip("kernel and namespace tests", "--no-root-tests was given");
     } else {
         report.stage("kernel and namespace tests", |counts| {
-            root_tests(workspace, &rooted, filter, counts)
+            let promtool = promtool::ensure(workspace)?;
+            root_tests(workspace, &rooted, promtool, filter, counts)
         });
     }
 
@@ -322,6 +323,7 @@ fn doc_tests(workspace: &Workspace, filter: Option<&str>, counts: &mut Counts) -
 fn root_tests(
     workspace: &Workspace,
     binaries: &[&TestBinary],
+    promtool: PathBuf,
     filter: Option<&str>,
     counts: &mut Counts,
 ) -> Result<()> {
@@ -334,6 +336,7 @@ fn root_tests(
         ),
         ("KUBE_PORTAL_PROBE", workspace.binary(Profile::Dev, "probe")),
         ("KUBE_PORTAL_OBJECT", workspace.bpf_object()),
+        ("KUBE_PORTAL_PROMTOOL", promtool),
     ]
     .map(|(key, path)| (key, path.into_os_string()))
     .into();

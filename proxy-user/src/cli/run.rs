@@ -83,6 +83,14 @@ pub(super) struct RunArgs {
     /// many times as slow: `kube-portal monitor` is for every day.
     #[arg(long)]
     debug_programs: bool,
+    /// So many Service ports have metrics of their own, those that came first; the others are summed under
+    /// the name "_other".
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    metrics_max_services: usize,
+    /// Have the kernel count how often each program runs and how long that takes, for /metrics. Every run
+    /// of any BPF program of the node then costs some 40 ns more.
+    #[arg(long)]
+    bpf_stats: bool,
 }
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
@@ -126,6 +134,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         hard_fail: settings.bind_address_hard_fail,
         late: settings.sync_period * 2,
         configz: loaded.config.configz(),
+        metrics_max_services: args.metrics_max_services,
     };
     let patterns = |flag: &str, values: &[String]| {
         Pattern::parse_all(values).map_err(|error| CliError::Usage(format!("{flag}: {error}")))
@@ -169,6 +178,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             debug_programs: args.debug_programs,
             timeouts: settings.timeouts,
         },
+        bpf_stats: args.bpf_stats,
     };
     memory::share_one_heap();
     let mut runtime = Builder::new_multi_thread();

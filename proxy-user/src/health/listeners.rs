@@ -179,8 +179,8 @@ impl Listeners {
                     let handler = at_once({
                         let (name, check) = (name.clone(), service.check.clone());
                         let proxy_is_healthy = self.proxy_is_healthy.clone();
-                        move |_, ip| {
-                            let family = Family::of(&ip);
+                        move |asked| {
+                            let family = Family::of(&asked.at);
                             let local =
                                 read(&check).map_or(0, |check| check.local_endpoints(family));
                             service::answer(&name, local, proxy_is_healthy())

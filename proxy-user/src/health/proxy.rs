@@ -121,6 +121,11 @@ impl ProxyHealth {
             .any(|health| health.updated.is_some() && health.is_late(now.at, self.late))
     }
 
+    /// The same of /healthz: healthy, and the Node is to get traffic.
+    pub(crate) fn is_good(&self, now: Moment) -> bool {
+        self.is_healthy(now) && self.node_eligible
+    }
+
     /// Whether load balancers should send traffic to this node.
     pub(crate) fn healthz(&self, now: Moment) -> Answer {
         self.answer(now, Some(self.node_eligible))

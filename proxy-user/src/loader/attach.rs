@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     AffinityMap, Claim, Counted, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins,
-    Sizes, link::Link, program_log, sizes,
+    Programs, Sizes, link::Link, program_log, sizes,
 };
 use crate::{
     expiry::monotonic_ns,
@@ -70,6 +70,7 @@ pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
     claim: Claim,
+    programs: Programs,
 }
 
 /// What the programs are loaded with, and keep.
@@ -142,6 +143,7 @@ pub fn load(
     };
     claim.settle()?;
     claim.note_memory();
+    let programs = Programs::default();
     for (name, program) in ebpf.programs_mut() {
         let loaded = if let Program::CgroupSockAddr(program) = program {
             program.load()
@@ -152,10 +154,13 @@ pub fn load(
         } else {
             Err(ProgramError::UnexpectedProgramType)
         };
-        loaded.map_err(|error| LoadError::Program {
+        let refused = |error: &ProgramError| LoadError::Program {
             program: name.to_owned(),
-            reason: reason(&error),
-        })?;
+            reason: reason(error),
+        };
+        loaded.map_err(|error| refused(&error))?;
+        let fd = program.fd().map_err(|error| refused(&error))?;
+        programs.add(name, fd.as_fd());
     }
     if fixed.debug_programs {
         program_log::follow(&mut ebpf)?;
@@ -166,6 +171,7 @@ pub fn load(
             ebpf,
             pins: pins.clone(),
             claim,
+            programs,
         },
         store,
     ))
@@ -206,6 +212,11 @@ fn inherited_until(age: Duration) -> u64 {
 }
 
 impl Loaded {
+    /// Those that are loaded, now and later.
+    pub fn programs(&self) -> Programs {
+        self.programs.clone()
+    }
+
     /// What was found at the pins.
     pub fn take_notes(&mut self) -> Vec<Note> {
         self.claim.take_notes()
@@ -269,7 +280,7 @@ impl Loaded {
             sockets: counted(map::SOCKETS)?,
             udp_flows: counted(map::UDP_FLOWS)?,
         };
-        let packet = PacketPath::new(self.ebpf, self.pins, mechanism)?;
+        let packet = PacketPath::new(self.ebpf, self.pins, mechanism, self.programs)?;
         Ok((self.claim, packet, swept))
     }
 }

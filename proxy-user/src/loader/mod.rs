@@ -3,6 +3,7 @@
 mod attach;
 mod batch;
 mod clsact;
+mod fdinfo;
 mod features;
 mod hook;
 mod layout;
@@ -12,6 +13,7 @@ mod pinned;
 mod pins;
 mod preflight;
 pub mod program_log;
+mod programs;
 mod raw_map;
 mod resize;
 mod sizes;
@@ -27,5 +29,6 @@ pub use packet::{
 };
 pub use pins::{Claim, Cleaned, Note, PinError, Pins, Removed};
 pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};
+pub use programs::{Account, Programs};
 pub use raw_map::Position;
-pub use sizes::Sizes;
+pub use sizes::{Sizes, Taken};

@@ -15,7 +15,7 @@ use proxy_common::abi::{Device, map};
 use rtnetlink::Handle;
 
 use super::{
-    Features, Pins,
+    Features, Pins, Programs,
     attach::{LoadError, reason},
     clsact,
     hook::Hook,
@@ -83,10 +83,16 @@ pub struct PacketPath {
     devices: DeviceMap,
     /// Of the programs that are loaded.
     program_ids: BTreeMap<&'static str, u32>,
+    programs: Programs,
 }
 
 impl PacketPath {
-    pub(super) fn new(mut ebpf: Ebpf, pins: Pins, mechanism: Mechanism) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        mut ebpf: Ebpf,
+        pins: Pins,
+        mechanism: Mechanism,
+        programs: Programs,
+    ) -> Result<Self, LoadError> {
         let missing = || LoadError::Map {
             map: map::DEVICES,
             reason: "missing in the kernel object".to_owned(),
@@ -102,6 +108,7 @@ impl PacketPath {
             mechanism,
             devices,
             program_ids: BTreeMap::new(),
+            programs,
         })
     }
 
@@ -138,6 +145,8 @@ impl PacketPath {
             format!("the kernel refused the program {name}: {}", reason(&error))
         })?;
         let id = program.info().map_err(|error| reason(&error))?.id();
+        let fd = program.fd().map_err(|error| reason(&error))?;
+        self.programs.add(name, fd.as_fd());
         self.program_ids.insert(name, id);
         Ok(id)
     }

@@ -218,6 +218,11 @@ impl Pins {
         MapData::from_pin(self.map(name)).map_err(|source| OpenError::Open { map: name, source })
     }
 
+    /// What each map takes of the kernel's memory now.
+    pub fn memory(&self) -> Vec<Taken> {
+        taken(|name| self.map(name))
+    }
+
     /// Programs whose link is pinned.
     pub fn linked_programs(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.directory()) else {
@@ -321,6 +326,27 @@ pub struct Cleaned {
     pub removed: Vec<Removed>,
     /// Not ours.
     pub kept: Vec<PathBuf>,
+}
+
+/// Of the maps that are pinned there, as the kernel accounts it; where it doesn't, reckoned.
+fn taken(path: impl Fn(&str) -> PathBuf) -> Vec<Taken> {
+    let maps = map::ALL.iter().filter_map(|name| {
+        let map = RawMap::open(&path(name)).ok()?;
+        let entries = map.entries();
+        let reckoned = || Size {
+            map: name,
+            entries,
+            flag: None,
+        };
+        Some(Taken {
+            map: name,
+            entries,
+            bytes: map
+                .memory_bytes()
+                .unwrap_or_else(|| reckoned().memory_bytes()),
+        })
+    });
+    maps.collect()
 }
 
 /// A device's link, by its pin.
@@ -588,22 +614,7 @@ impl Claim {
 
     /// What the maps take of the kernel's memory.
     pub(super) fn note_memory(&mut self) {
-        let maps = map::ALL.iter().filter_map(|name| {
-            let map = RawMap::open(&self.map(name)).ok()?;
-            let reckoned = || Size {
-                map: name,
-                entries: map.entries(),
-                flag: None,
-            };
-            Some(Taken {
-                map: name,
-                entries: map.entries(),
-                bytes: map
-                    .memory_bytes()
-                    .unwrap_or_else(|| reckoned().memory_bytes()),
-            })
-        });
-        let line = sizes::line(maps.collect());
+        let line = sizes::line(taken(|name| self.map(name)));
         self.note(Level::Info, line);
     }
 

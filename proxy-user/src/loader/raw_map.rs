@@ -8,7 +8,10 @@ use std::{
 
 use aya::maps::{MapData, MapError, MapInfo, MapType};
 
-use super::sys::{self, Attr, Batch, bpf, number};
+use super::{
+    fdinfo::FdInfo,
+    sys::{self, Attr, Batch, bpf, number},
+};
 
 /// Elements of one call, of tables and of what is remembered.
 const ROOM: usize = 4096;
@@ -93,12 +96,9 @@ impl RawMap {
     /// What it takes of the kernel's memory in bytes, as the kernel says (`memlock`; before Linux 6.4 it
     /// reckons roughly).
     pub(super) fn memory_bytes(&self) -> Option<u64> {
-        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
-        let text = std::fs::read_to_string(path).ok()?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("memlock:"))?;
-        line.trim().parse().ok().filter(|bytes| *bytes > 0)
+        FdInfo::of(self.fd.as_fd())?
+            .number("memlock")
+            .filter(|bytes| *bytes > 0)
     }
 
     /// Every element, one by one.

@@ -130,10 +130,10 @@ impl Sizes {
 
 /// What a map takes of the kernel's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Taken {
-    pub(super) map: &'static str,
-    pub(super) entries: u32,
-    pub(super) bytes: u64,
+pub struct Taken {
+    pub map: &'static str,
+    pub entries: u32,
+    pub bytes: u64,
 }
 
 /// All of it in one line, the largest first.

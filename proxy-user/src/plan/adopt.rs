@@ -12,7 +12,7 @@ use proxy_common::abi::{
 use super::{
     addresses::{Addresses, ServiceNets},
     ids::{IdPool, Run, RunPool},
-    planner::{KnownBackend, Planner, Port, frontend_address},
+    planner::{IdChange, KnownBackend, Planner, Port, frontend_address},
     ports::Ports,
     sorted::Sorted,
     step::{Step, address_of},
@@ -47,6 +47,7 @@ impl Planner {
             given_up: BTreeMap::new(),
             strays: Vec::new(),
             unfreed: false,
+            id_changes: Vec::new(),
         };
         for (&id, name) in &observed.names {
             match parse_name(name) {
@@ -130,6 +131,12 @@ impl Planner {
                     }));
             }
         }
+        let mut adopted: Vec<(&u32, &Arc<PortKey>)> = planner.owners.iter().collect();
+        adopted.sort_by_key(|(_, key)| Arc::clone(key));
+        let adopted = adopted.into_iter();
+        planner.id_changes = adopted
+            .map(|(id, key)| IdChange::Given(*id, Arc::clone(key)))
+            .collect();
         planner
     }
 

@@ -18,7 +18,7 @@ pub mod text;
 pub use audit::Part;
 pub use execute::{Done, Failed, Report, carry_out, execute};
 pub use ids::{Epoch, Full, remedy};
-pub use planner::{Change, Plan, Planned, Planner, Refused, Used};
+pub use planner::{Change, IdChange, Plan, Planned, Planner, Refused, Used};
 pub use step::{Phase, Step, address_entry, address_of, protocol_name};
 
 #[cfg(test)]

@@ -140,9 +140,24 @@ pub struct Planner {
     /// Removals of what was found in the maps and is owned by nobody, until they are done.
     pub(super) strays: Vec<Step>,
     pub(super) unfreed: bool,
+    /// Since somebody last asked.
+    pub(super) id_changes: Vec<IdChange>,
+}
+
+/// A service id has come to stand for a port, or does no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdChange {
+    Given(u32, Arc<PortKey>),
+    TakenBack(u32),
 }
 
 impl Planner {
+    /// What has become of service ids since the last time, in order; at first, which an earlier agent has
+    /// given.
+    pub fn take_id_changes(&mut self) -> Vec<IdChange> {
+        std::mem::take(&mut self.id_changes)
+    }
+
     /// Services that have something in the maps.
     pub fn known_services(&self) -> BTreeSet<ObjectName> {
         self.ports

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use proxy_common::abi::{Frontend, ServiceAffinity, ServiceWord, SockAddr};
 
 use super::{
-    planner::{KnownBackend, Plan, Planned, Planner, Port, frontend_address, nobody},
+    planner::{IdChange, KnownBackend, Plan, Planned, Planner, Port, frontend_address, nobody},
     sorted::Sorted,
     step::Step,
 };
@@ -43,6 +43,8 @@ impl Planner {
         match &planned.step {
             Step::PutName { service, .. } => {
                 self.owners.insert(*service, Arc::clone(key));
+                let given = IdChange::Given(*service, Arc::clone(key));
+                self.id_changes.push(given);
                 self.ports.insert(
                     Arc::clone(key),
                     Port {
@@ -121,6 +123,7 @@ impl Planner {
             }
             Step::RemoveName { service } => {
                 self.owners.remove(service);
+                self.id_changes.push(IdChange::TakenBack(*service));
                 if let Some(run) = self.ports.remove(key).and_then(|port| port.run) {
                     self.runs.retire(epoch, run);
                 }

@@ -11,6 +11,7 @@ mod contact;
 mod loose;
 mod outage;
 mod pace;
+mod requests;
 mod retry_after;
 mod servers;
 mod turns;
@@ -44,6 +45,7 @@ pub use self::{
     client::{Access, Patience},
     connection::Connection,
     contact::{Contact, Freshness},
+    requests::Requests,
 };
 use self::{contact::Failure, loose::Loose, pace::Pace, wire::Stripped};
 use super::{SourceError, standing::Standing};

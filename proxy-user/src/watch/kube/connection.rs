@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::{Method, Request, Response, StatusCode, http::request::Parts};
+use hyper::{Method, Request, Response, StatusCode, Uri, http::request::Parts};
 use kube::client::Body;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,6 +20,7 @@ use super::{
     client::{Access, Configured, Files, Patience, client},
     contact::Contact,
     outage::chain,
+    requests::Requests,
     retry_after,
     servers::Servers,
     turns::Turns,
@@ -45,6 +46,7 @@ struct Shared {
     access: Access,
     patience: Patience,
     contact: Contact,
+    requests: Requests,
     state: Mutex<State>,
     /// Held by who reads the files.
     reading: tokio::sync::Mutex<()>,
@@ -68,7 +70,15 @@ struct State {
 struct Link {
     number: u64,
     server: String,
+    /// Of its URL, with the port if that names one.
+    host: String,
     client: kube::Client,
+}
+
+fn host_of(url: &Uri) -> String {
+    let host = url.host().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// A server that said nothing for too long.
@@ -101,6 +111,7 @@ impl Connection {
         }
         let servers = access.servers(&config)?;
         let server = servers.current().url.to_string();
+        let host = host_of(&servers.current().url);
         let first =
             client(&config, servers.current(), &patience).map_err(|error| SourceError::Client {
                 server: server.clone(),
@@ -109,6 +120,7 @@ impl Connection {
         let namespace = config.default_namespace.clone();
         let shared = Arc::new(Shared {
             contact: Contact::new(server.clone()),
+            requests: Requests::default(),
             access,
             patience,
             state: Mutex::new(State {
@@ -118,6 +130,7 @@ impl Connection {
                 link: Some(Link {
                     number: 1,
                     server: server.clone(),
+                    host,
                     client: first,
                 }),
                 unreadable: None,
@@ -145,6 +158,10 @@ impl Connection {
 
     pub fn contact(&self) -> Contact {
         self.shared.contact.clone()
+    }
+
+    pub fn requests(&self) -> Requests {
+        self.shared.requests.clone()
     }
 
     pub(super) fn patience(&self) -> Patience {
@@ -199,6 +216,8 @@ impl Shared {
             left -= 1;
             let link = self.link().await?;
             let answer = self.attempt(&link, &parts, body.clone(), &asked).await;
+            let status = answer.as_ref().ok().map(Response::status);
+            self.requests.count(status, &link.host, &parts.method);
             match &answer {
                 Ok(response) => {
                     let status = response.status();
@@ -314,6 +333,7 @@ impl Shared {
                 let link = Link {
                     number: state.links,
                     server: state.servers.current().url.to_string(),
+                    host: host_of(&state.servers.current().url),
                     client,
                 };
                 state.link = Some(link.clone());

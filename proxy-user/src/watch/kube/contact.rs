@@ -124,7 +124,7 @@ pub(super) struct Failure<'a> {
 }
 
 impl Contact {
-    pub(super) fn new(server: String) -> Self {
+    pub(crate) fn new(server: String) -> Self {
         Self(Arc::new(Mutex::new(State {
             server,
             silent: None,
