@@ -1,10 +1,11 @@
 //! The command line: what a node engineer types.
 
 mod as_kube_proxy;
+mod check;
 mod cleanup;
 pub(crate) mod output;
 mod run;
-mod snat_ports;
+pub(crate) mod snat_ports;
 mod status;
 
 use std::{ffi::OsString, path::PathBuf};
@@ -41,6 +42,10 @@ enum Command {
     /// the program is called by the name kube-proxy.
     #[command(args_override_self = true)]
     Run(Box<run::RunArgs>),
+    /// Look whether this node can run the agent, what would be off and what to do about it. Changes
+    /// nothing; takes what `run` takes.
+    #[command(args_override_self = true)]
+    Check(Box<check::CheckArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
@@ -104,6 +109,9 @@ pub enum CliError {
     Drift { drifted: u64, repaired: u64 },
     #[error("what kube-proxy left is not all gone: {0}")]
     Leftovers(String),
+    /// `check` has printed them.
+    #[error("{0} of these findings keep kube-portal from running here")]
+    CannotRun(usize),
     #[error("{0}")]
     Usage(String),
 }
@@ -113,7 +121,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Config(error) if error.is_usage() => 2,
-            Self::Preflight(_) => 3,
+            Self::Preflight(_) | Self::CannotRun(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
             Self::Drift { .. } => 5,
             Self::Config(_)
@@ -140,6 +148,7 @@ impl Cli {
     pub fn execute(self) -> Result<(), CliError> {
         match self.command {
             Command::Run(args) => run::execute(*args),
+            Command::Check(args) => check::execute(*args),
             Command::Status(args) => status::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }

@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 use super::{CliError, PinArgs, block_on_runtime, cleanup, snat_ports};
 use crate::{
     app,
-    config::{self, ProxyFlags, Span},
+    config::{self, Loaded, ProxyFlags, Span},
     devices::{Choice, Pattern},
     loader::{Fixed, Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     memory,
@@ -35,11 +35,11 @@ pub(super) struct RunArgs {
     /// Processes in this cgroup v2 directory and below are served [default: the first cgroup v2
     /// mount]
     #[arg(long, value_name = "DIR")]
-    cgroup_root: Option<PathBuf>,
+    pub(super) cgroup_root: Option<PathBuf>,
     #[command(flatten)]
     pins: PinArgs,
     #[command(flatten)]
-    proxy: ProxyFlags,
+    pub(super) proxy: ProxyFlags,
     /// Room for this many frontends (address, port and protocol).
     #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.frontends, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
@@ -92,9 +92,8 @@ pub(super) struct RunArgs {
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     let loaded = config::load(&args.proxy)?;
-    let settings = loaded.settings;
-    start_log(settings.verbosity);
-    for line in loaded.warnings {
+    start_log(loaded.settings.verbosity);
+    for line in &loaded.warnings {
         log::warn!("{line}");
     }
     if let Some(file) = &args.proxy.write_config_to {
@@ -113,13 +112,31 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         return Ok(());
     }
     check_node()?;
-    config::set_oom_score_adj(settings.oom_score_adj);
-    let cgroup_root = match args.cgroup_root {
-        Some(path) => path,
+    config::set_oom_score_adj(loaded.settings.oom_score_adj);
+    let cgroup_root = match &args.cgroup_root {
+        Some(path) => path.clone(),
         None => find_cgroup_root()?,
     };
     check_cgroup(&cgroup_root)?;
     check_bpffs(&args.pins.bpffs_root)?;
+    for line in snat_ports::overlaps(args.snat_ports, snat_ports::local_ports()) {
+        log::warn!("{line}");
+    }
+    let config = agent(args, loaded, cgroup_root)?;
+    memory::share_one_heap();
+    let mut runtime = Builder::new_multi_thread();
+    // One thread reads, this one writes: a second reader would only be woken in vain.
+    runtime.worker_threads(1);
+    block_on_runtime(runtime, app::run(config))?
+}
+
+/// What the agent is started with.
+pub(super) fn agent(
+    args: RunArgs,
+    loaded: Loaded,
+    cgroup_root: PathBuf,
+) -> Result<app::Config, CliError> {
+    let settings = loaded.settings;
     let node_name = match settings.node_name {
         Some(name) => name,
         None => config::node_name_of(&rustix::system::uname().nodename().to_string_lossy())
@@ -148,10 +165,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             .transpose()?,
         pod_devices: patterns("--pod-devices", &args.pod_devices)?,
     };
-    for line in snat_ports::overlaps(args.snat_ports, snat_ports::local_ports()) {
-        log::warn!("{line}");
-    }
-    let config = app::Config {
+    Ok(app::Config {
         source: match args.manifests {
             Some(directory) => app::Source::Manifests(directory),
             None => app::Source::Kubernetes(Access {
@@ -190,12 +204,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             snat_ports: args.snat_ports,
             timeouts: settings.timeouts,
         },
-    };
-    memory::share_one_heap();
-    let mut runtime = Builder::new_multi_thread();
-    // One thread reads, this one writes: a second reader would only be woken in vain.
-    runtime.worker_threads(1);
-    block_on_runtime(runtime, app::run(config))?
+    })
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

@@ -7,10 +7,12 @@ mod features;
 mod hook;
 mod layout;
 mod link;
+mod others;
 mod packet;
 mod pinned;
 mod pins;
 mod preflight;
+mod probe;
 mod raw_map;
 mod resize;
 mod sizes;
@@ -20,11 +22,16 @@ pub use attach::{Fixed, LoadError, Loaded, OBJECT, SweptMaps, load, take_map};
 pub use batch::{AffinityMap, Counted, FlowMap};
 pub use features::Features;
 pub use hook::Hook;
+pub use others::{AtCgroup, AtDevice, How, Others, Sharing, at_cgroups, at_devices, with_parents};
 pub use packet::{
     Change, Mechanism, OnDevice, PacketPath, TcAttach, device_name, netlink, on_devices,
     remove_filters,
 };
-pub use pins::{Claim, Cleaned, Note, PinError, Pins, Removed};
-pub use preflight::{PreflightError, check_bpffs, check_cgroup, check_node, find_cgroup_root};
+pub use pins::{Claim, Cleaned, Found, Note, PinError, Pins, Removed};
+pub use preflight::{
+    PreflightError, bpffs_fault, check_bpffs, check_cgroup, check_node, find_cgroup_root,
+    kernel_version,
+};
+pub use probe::{Probed, Tried, probe};
 pub use raw_map::Position;
-pub use sizes::Sizes;
+pub use sizes::{Sizes, available, mib};

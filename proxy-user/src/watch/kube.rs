@@ -40,6 +40,7 @@ use kube::{
 use tokio::{sync::mpsc, time::Instant};
 
 pub(crate) use self::contact::span;
+pub(crate) use self::outage::chain;
 pub use self::{
     client::{Access, Patience},
     connection::Connection,
