@@ -181,14 +181,14 @@ fn a_foreign_filter_matters_where_ours_would_come_after_it() -> Result<()> {
     tc(node.netns(), "qdisc add dev eth0 clsact")?;
     tc(
         node.netns(),
-        "filter add dev eth0 ingress pref 7 protocol all matchall action pass",
+        "filter add dev eth0 ingress pref 7 protocol all u32 match u32 0 0 flowid 1:1",
     )?;
     let before = state(node)?;
     let (text, code) = run(node, &["--tc-attach", "clsact"])?;
     ensure!(code == 0, "{code}\n{text}");
     let found = line(&text, "programs before ours on eth0")?;
     ensure!(
-        found.starts_with("warn") && found.contains("a matchall filter (priority 7)"),
+        found.starts_with("warn") && found.contains("a u32 filter (priority 7)"),
         "{found}"
     );
     ensure!(before == state(node)?, "the filters have changed");

@@ -158,7 +158,9 @@ fn programs(device: &str, by_links: bool, others: &Others, report: &mut Report) 
         .into_iter()
         .partition(|program| comes_first(program));
     if !before.is_empty() {
-        let names: Vec<String> = before.iter().map(|program| told(program)).collect();
+        let mut names: Vec<String> = before.iter().map(|program| told(program)).collect();
+        // A u32 filter is listed with its tables.
+        names.dedup();
         report.warn(
             group,
             format!("programs before ours on {device}"),
@@ -167,10 +169,11 @@ fn programs(device: &str, by_links: bool, others: &Others, report: &mut Report) 
         );
     }
     if !after.is_empty() {
-        let names: Vec<String> = after
+        let mut names: Vec<String> = after
             .iter()
             .map(|program| format!("{} {}", program.hook, told(program)))
             .collect();
+        names.dedup();
         let found = format!("they see packets after ours: {}", names.join(", "));
         report.note(group, format!("programs after ours on {device}"), found);
     }

@@ -241,7 +241,7 @@ mod tests {
         );
         network = fine();
         network.local_ports = Some(PortRange {
-            first: 1024,
+            first: 30_000,
             last: 65_535,
         });
         assert_eq!(bad(&network), ["warn net.ipv4.ip_local_port_range"]);
