@@ -20,6 +20,7 @@ use crate::{
     config::{self, ConfigError, ConfigFile},
     control,
     devices::{self, Choice, Facts},
+    events::Events,
     expiry,
     keeper::{Inputs, Keeper},
     loader::{
@@ -92,9 +93,14 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         facts,
         filters: Arc::clone(&filters),
     }));
-    let (mut source, connection) = start_source(&config, events).await?;
+    let (mut source, connection, notices) = start_source(&config, events).await?;
     let contact = connection.as_ref().map(Connection::contact);
-    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, connection.as_ref())?;
+    let surfaces = Surfaces::start(
+        &config.surfaces,
+        &config.node_name,
+        connection.as_ref(),
+        notices,
+    )?;
 
     let features = Features::probe();
     let mechanism = config.tc_attach.by(features).ok_or_else(|| {
@@ -213,11 +219,11 @@ fn stopped(signal: &str) -> Result<(), CliError> {
 
 type SourceTask = JoinHandle<Result<(), CliError>>;
 
-/// With an API server, also the connection, for what is to be told there.
+/// With an API server, also the connection, and who tells Events there.
 async fn start_source(
     config: &Config,
     events: mpsc::Sender<Event>,
-) -> Result<(SourceTask, Option<Connection>), CliError> {
+) -> Result<(SourceTask, Option<Connection>, Option<Events>), CliError> {
     let node_name = config.node_name.clone();
     Ok(match &config.source {
         Source::Manifests(directory) => {
@@ -230,7 +236,7 @@ async fn start_source(
                     .await
                     .map_err(CliError::from)
             });
-            (task, None)
+            (task, None, None)
         }
         Source::Kubernetes(access) => {
             let connection = Connection::new(access.clone(), Patience::default()).await?;
@@ -238,13 +244,14 @@ async fn start_source(
                 "source: the API server {}",
                 connection.contact().freshness().server
             );
-            let watching = connection.clone();
+            let notices = Events::start(connection.client(), node_name.clone());
+            let (watching, telling) = (connection.clone(), notices.clone());
             let task = tokio::spawn(async move {
-                watch::kube::run(watching, node_name, events)
+                watch::kube::run(watching, node_name, events, Some(telling))
                     .await
                     .map_err(CliError::from)
             });
-            (task, Some(connection))
+            (task, Some(connection), Some(notices))
         }
     })
 }
@@ -401,9 +408,13 @@ impl Agent {
             );
         } else if outcome.report.executed > 0 {
             log::debug!(
-                "synced {} Services in {} steps",
+                "synced {} Services in {} steps, such as {}",
                 outcome.touched,
-                outcome.report.executed
+                outcome.report.executed,
+                outcome
+                    .one
+                    .as_ref()
+                    .map_or_else(|| "none".to_owned(), ToString::to_string)
             );
         }
         if outcome.ran && std::mem::take(&mut self.listed) {

@@ -418,7 +418,7 @@ impl Collector for Kernel {
                     ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
                 }
             }
-            Err(error) => log::debug!("metrics: {error}"),
+            Err(error) => log::debug!("metrics: the counters can't be read: {error}"),
         }
         Ok(())
     }

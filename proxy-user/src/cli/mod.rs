@@ -3,6 +3,7 @@
 mod as_kube_proxy;
 mod check;
 mod cleanup;
+mod log_lines;
 pub(crate) mod output;
 mod run;
 pub(crate) mod snat_ports;

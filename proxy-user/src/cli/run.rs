@@ -5,7 +5,7 @@ use clap::Args;
 use proxy_common::abi::PortRange;
 use tokio::runtime::Builder;
 
-use super::{CliError, PinArgs, block_on_runtime, cleanup, snat_ports};
+use super::{CliError, PinArgs, block_on_runtime, cleanup, log_lines, snat_ports};
 use crate::{
     app,
     config::{self, Loaded, ProxyFlags, Span},
@@ -92,7 +92,7 @@ pub(super) struct RunArgs {
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     let loaded = config::load(&args.proxy)?;
-    start_log(loaded.settings.verbosity);
+    log_lines::start(loaded.settings.verbosity, loaded.settings.log_format);
     for line in &loaded.warnings {
         log::warn!("{line}");
     }
@@ -210,18 +210,4 @@ pub(super) fn agent(
 fn interval(text: &str) -> Result<Duration, String> {
     let span: Span = text.parse().map_err(|error| format!("{error}"))?;
     span.duration().ok_or_else(|| "it is negative".to_owned())
-}
-
-/// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.
-fn start_log(verbosity: u32) {
-    // kube warns of what the watch tells in its own words.
-    let filter = match verbosity {
-        0..=3 => "info,kube_client=error,kube_runtime=error",
-        4..=5 => "info,kube_client=error,kube_runtime=error,proxy_user=debug",
-        6.. => "info,proxy_user=trace",
-    };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
 }
