@@ -21,6 +21,7 @@ use crate::{
     config::{self, ConfigError, ConfigFile},
     control,
     devices::{self, Choice, Facts},
+    events::Events,
     expiry,
     keeper::{Inputs, Keeper},
     loader::{
@@ -97,9 +98,15 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         facts,
         filters: Arc::clone(&filters),
     }));
-    let (mut source, connection) = start_source(&config.source, &config.node_name, events).await?;
+    let (mut source, connection, notices) =
+        start_source(&config.source, &config.node_name, events, true).await?;
     let contact = connection.as_ref().map(Connection::contact);
-    let surfaces = Surfaces::start(&config.surfaces, &config.node_name, connection.as_ref())?;
+    let surfaces = Surfaces::start(
+        &config.surfaces,
+        &config.node_name,
+        connection.as_ref(),
+        notices,
+    )?;
 
     let features = Features::probe();
     let mechanism = config.tc_attach.by(features).ok_or_else(|| {
@@ -240,12 +247,13 @@ fn stopped(signal: &str) -> Result<(), CliError> {
 
 type SourceTask = JoinHandle<Result<(), CliError>>;
 
-/// With an API server, also the connection, for what is to be told there.
+/// With an API server, also the connection, and who tells Events there, if anybody `tells` any.
 pub(crate) async fn start_source(
     source: &Source,
     node_name: &str,
     events: mpsc::Sender<Event>,
-) -> Result<(SourceTask, Option<Connection>), CliError> {
+    tells: bool,
+) -> Result<(SourceTask, Option<Connection>, Option<Events>), CliError> {
     let node_name = node_name.to_owned();
     Ok(match source {
         Source::Manifests(directory) => {
@@ -258,7 +266,7 @@ pub(crate) async fn start_source(
                     .await
                     .map_err(CliError::from)
             });
-            (task, None)
+            (task, None, None)
         }
         Source::Kubernetes(access) => {
             let connection = Connection::new(access.clone(), Patience::default()).await?;
@@ -266,13 +274,14 @@ pub(crate) async fn start_source(
                 "source: the API server {}",
                 connection.contact().freshness().server
             );
-            let watching = connection.clone();
+            let notices = tells.then(|| Events::start(connection.client(), node_name.clone()));
+            let (watching, telling) = (connection.clone(), notices.clone());
             let task = tokio::spawn(async move {
-                watch::kube::run(watching, node_name, events)
+                watch::kube::run(watching, node_name, events, telling)
                     .await
                     .map_err(CliError::from)
             });
-            (task, Some(connection))
+            (task, Some(connection), notices)
         }
     })
 }
@@ -429,9 +438,13 @@ impl Agent {
             );
         } else if outcome.report.executed > 0 {
             log::debug!(
-                "synced {} Services in {} steps",
+                "synced {} Services in {} steps, such as {}",
                 outcome.touched,
-                outcome.report.executed
+                outcome.report.executed,
+                outcome
+                    .one
+                    .as_ref()
+                    .map_or_else(|| "none".to_owned(), ToString::to_string)
             );
         }
         if outcome.ran && std::mem::take(&mut self.listed) {

@@ -30,6 +30,8 @@ pub(crate) struct Auditing {
     running: Option<Running>,
     /// Who asked while one was running: it may have passed what they mean.
     waiting: Vec<Asker>,
+    /// That the maps can't be listed.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,7 @@ impl Auditing {
             view,
             running: None,
             waiting: Vec::new(),
+            told: false,
         }
     }
 
@@ -69,9 +72,16 @@ impl Auditing {
                 let entries = reading.await;
                 running.reading = None;
                 running.audit.set_entries(match entries {
-                    Ok(Ok(entries)) => entries,
+                    Ok(Ok(entries)) => {
+                        self.told = false;
+                        entries
+                    }
                     Ok(Err(error)) => {
-                        log::warn!("audit: {error}; what is nobody's is looked for next time");
+                        if !std::mem::replace(&mut self.told, true) {
+                            log::warn!(
+                                "audit: the maps can't be listed: {error}; what is nobody's stays in them until they can"
+                            );
+                        }
                         Vec::new()
                     }
                     Err(_) => Vec::new(),

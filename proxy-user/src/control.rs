@@ -164,6 +164,13 @@ async fn pass_on<T: Serialize>(
     Ok(())
 }
 
+/// Whether an agent listens. Nothing is asked of it.
+pub fn is_there(pins: &Path) -> bool {
+    address(pins, "")
+        .and_then(|address| std_unix::UnixStream::connect_addr(&address))
+        .is_ok()
+}
+
 /// Has the agent compare all of the maps with what they should hold, and repair them.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 pub mod app;
 pub mod audit;
 mod auditing;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;

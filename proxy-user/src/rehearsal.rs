@@ -86,8 +86,8 @@ async fn listen(
         facts,
         filters: Arc::new(Notify::new()),
     }));
-    let (mut source, connection) =
-        app::start_source(&scene.source, &scene.node_name, events).await?;
+    let (mut source, connection, _nobody) =
+        app::start_source(&scene.source, &scene.node_name, events, false).await?;
     if let Some(connection) = &connection {
         connection.remember(&scene.found.backends_of(app::API_SERVERS));
     }

@@ -71,7 +71,7 @@ impl SctpPorts {
             "pods do not, as --pod-devices names no devices of theirs"
         };
         format!(
-            "{service}:{port} is SCTP: clients outside reach it, {pods}; processes of this node do \
+            "Service {service}:{port} is SCTP: clients outside reach it, {pods}; processes of this node do \
              not (no cgroup program sees SCTP sockets dial: docs/SOCKET-PATH.md)"
         )
     }
@@ -106,7 +106,7 @@ mod tests {
 
     fn told(ports: &mut SctpPorts, event: &Event) -> Vec<String> {
         let lines = ports.received(event);
-        let name = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();
+        let name = |line: &String| line.split(' ').nth(1).unwrap_or_default().to_owned();
         lines.iter().map(name).collect()
     }
 

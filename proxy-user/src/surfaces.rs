@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use crate::{
     audit::Audited,
     cli::CliError,
-    events::{Events, Notice},
+    events::{self, Events, Notice},
     expiry::Filling,
     health::{
         Moment, ProxyHealth,
@@ -74,6 +74,7 @@ impl Surfaces {
         config: &SurfacesConfig,
         node_name: &str,
         connection: Option<&Connection>,
+        events: Option<Events>,
     ) -> Result<Self, CliError> {
         let needs_node = connection.is_some();
         let health = Arc::new(Mutex::new(ProxyHealth::new(config.late)));
@@ -91,7 +92,6 @@ impl Surfaces {
         let metrics_flag = "--metrics-bind-address";
         keep_all(&config.metrics, metrics_flag, &show, config.hard_fail)?;
 
-        let events = connection.map(|known| Events::start(known.client(), node_name.to_owned()));
         if let Some(events) = &events {
             events.tell(Notice::starting(node_name));
         }
@@ -201,13 +201,12 @@ impl Surfaces {
         }
         self.metrics.set_without_local(outcome.without_local);
         self.metrics.set_not_programmed(syncer.waiting());
-        for (service, trouble) in &outcome.began_to_wait {
-            let Some(full) = trouble.full else {
-                continue;
-            };
+        for full in outcome.began_to_wait.iter().filter_map(|(_, t)| t.full) {
             self.metrics.refused(full);
-            if let Some(events) = &self.events {
-                events.tell(Notice::no_room(&self.node_name, service, &trouble.reason));
+        }
+        if let Some(events) = &self.events {
+            for notice in events::of_sync(&self.node_name, outcome) {
+                events.tell(notice);
             }
         }
         self.metrics
@@ -230,6 +229,9 @@ impl Surfaces {
         log::debug!("audit: {} entries looked at", audited.checked);
         for line in audited.lines() {
             log::warn!("the maps were changed by somebody else: {line}");
+        }
+        if let (Some(events), true) = (&self.events, audited.drifted > 0) {
+            events.tell(Notice::maps_repaired(&self.node_name, audited));
         }
     }
 

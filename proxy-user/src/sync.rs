@@ -8,7 +8,7 @@ use crate::{
     audit::{Audit, Audited},
     hash::HashMap,
     maps::MapStore,
-    model::{Event, HealthCheck, LocalState, Model, ObjectName, PortKey, WithoutLocal},
+    model::{Event, HealthCheck, LocalState, Model, Note, ObjectName, PortKey, WithoutLocal},
     plan::{Change, Done, Epoch, Failed, IdChange, Planner, Refused, Report, carry_out, execute},
     waiting::{NotProgrammed, Trouble, Waiting},
 };
@@ -45,8 +45,12 @@ pub struct Outcome {
     pub refused: Vec<Refused>,
     /// Services that have begun to wait.
     pub began_to_wait: Vec<(ObjectName, Trouble)>,
+    /// What has begun to be wrong between objects.
+    pub notes: Vec<Note>,
     /// Backends of UDP ports came or went: sockets may have to be dialled again.
     pub udp_moved: bool,
+    /// The first of the Services that were looked at.
+    pub one: Option<ObjectName>,
     /// This was the first sync.
     pub first: bool,
     /// It was a sync at all: everything that was wanted has been looked at.
@@ -98,6 +102,7 @@ impl<S: MapStore> Syncer<S> {
     }
 
     pub fn apply(&mut self, event: Event) {
+        log::debug!("{event}");
         self.model.apply(event);
     }
 
@@ -158,7 +163,8 @@ impl<S: MapStore> Syncer<S> {
             udp_moved,
         } = carry_out(&mut self.planner, changes, self.at_once, &mut self.store);
         let began_to_wait = self.remember_troubles(&touched, &refused, &report);
-        for note in self.model.take_notes() {
+        let notes = self.model.take_notes();
+        for note in &notes {
             log::warn!("{note}");
         }
         let health_checks = touched
@@ -169,7 +175,9 @@ impl<S: MapStore> Syncer<S> {
             touched: touched.len(),
             report,
             refused,
+            one: touched.first().cloned(),
             began_to_wait,
+            notes,
             udp_moved,
             first,
             ran: true,

@@ -15,12 +15,18 @@ use crate::wait;
 /// All programs of ours have names that start so.
 pub const OURS: &str = "kp_";
 
+const PROG_LOAD: libc::c_int = 5;
+const PROG_ATTACH: libc::c_int = 8;
+const PROG_DETACH: libc::c_int = 9;
 const PROG_GET_NEXT_ID: libc::c_int = 11;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_GET_FD_BY_ID: libc::c_int = 30;
 const LINK_GET_NEXT_ID: libc::c_int = 31;
+
+const CGROUP_SOCK_ADDR: u32 = 18;
+const CONNECT4: u32 = 10;
 
 /// bpf_attr of the *_GET_NEXT_ID and *_GET_FD_BY_ID commands.
 #[repr(C)]
@@ -46,6 +52,8 @@ struct QueryAttr {
     prog_ids: u64,
     prog_count: u32,
     padding: u32,
+    /// The kernel writes as far as the revision, whatever size it is told.
+    rest: [u64; 4],
 }
 
 /// bpf_attr of BPF_OBJ_GET_INFO_BY_FD.
@@ -166,6 +174,80 @@ pub fn attached(cgroup: &Path) -> Result<Vec<(u32, BTreeSet<u32>)>> {
             Ok((attach_type, ids.into_iter().take(count).collect()))
         })
         .collect()
+}
+
+/// A program of another tool that lets nobody beside or below it; detached when dropped.
+#[derive(Debug)]
+pub struct Alone {
+    program: File,
+    cgroup: File,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log: [u64; 2],
+    version_and_flags: [u32; 2],
+    name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct AttachAttr {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace: u32,
+}
+
+/// Attaches a program that allows everything to `connect4` of a cgroup, without BPF_F_ALLOW_MULTI.
+pub fn attach_alone(cgroup: &Path, name: &str) -> Result<Alone> {
+    // r0 = 1; exit.
+    let instructions: [u64; 2] = [1 << 32 | 0xb7, 0x95];
+    let mut attr = LoadAttr {
+        prog_type: CGROUP_SOCK_ADDR,
+        insn_cnt: 2,
+        insns: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        expected_attach_type: CONNECT4,
+        ..LoadAttr::default()
+    };
+    attr.name[..name.len()].copy_from_slice(name.as_bytes());
+    let fd = bpf(PROG_LOAD, &mut attr).context("load a program")?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
+    let program = unsafe { File::from_raw_fd(fd) };
+    let cgroup = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
+    let mut attr = AttachAttr {
+        target_fd: cgroup.as_raw_fd().try_into()?,
+        attach_bpf_fd: program.as_raw_fd().try_into()?,
+        attach_type: CONNECT4,
+        ..AttachAttr::default()
+    };
+    bpf(PROG_ATTACH, &mut attr).context("attach a program")?;
+    Ok(Alone { program, cgroup })
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let number = |file: &File| u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
+        // Else it goes with the cgroup.
+        let _ = bpf(
+            PROG_DETACH,
+            &mut AttachAttr {
+                target_fd: number(&self.cgroup),
+                attach_bpf_fd: number(&self.program),
+                attach_type: CONNECT4,
+                ..AttachAttr::default()
+            },
+        );
+    }
 }
 
 fn ids(command: libc::c_int) -> Result<Vec<u32>> {

@@ -278,6 +278,65 @@ fn a_port_that_is_taken_is_told_once_and_had_when_it_is_free() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_is_wrong_with_a_service_is_told_at_the_service_once() -> Result<()> {
+    let cluster = Cluster::new(&[], |world, server| {
+        server.apply(node_object(world.node("node-a"), json!({})));
+        // Both want it; the first by name has it.
+        let both = ["192.0.2.7"];
+        server.apply(cluster::service(
+            &Service::new("a", ["10.96.0.31"])
+                .tcp("http", 80)
+                .external_ips(both),
+        ));
+        server.apply(cluster::service(
+            &Service::new("b", ["10.96.0.32"])
+                .tcp("http", 80)
+                .external_ips(both),
+        ));
+        let mut odd = cluster::service(
+            &Service::new("odd", ["10.96.0.33"])
+                .tcp("http", 80)
+                .external_ips(["192.0.2.300"]),
+        );
+        odd["metadata"]["uid"] = "7a1e".into();
+        server.apply(odd);
+        Ok(())
+    })?;
+    let event = |reason: &str| {
+        eventually(reason, || {
+            let events = told(&cluster.server, reason);
+            events.first().cloned().context("none yet")
+        })
+    };
+    let taken = event("AddressTaken")?;
+    ensure!(
+        taken["type"] == "Warning"
+            && taken["regarding"]["kind"] == "Service"
+            && taken["regarding"]["name"] == "b",
+        "{taken}"
+    );
+    let note = taken["note"].as_str().context("a note")?;
+    ensure!(
+        note.contains("192.0.2.7:80/") && note.contains("default/a"),
+        "{note}"
+    );
+    let left_out = event("PartLeftOut")?;
+    ensure!(
+        left_out["regarding"]["name"] == "odd" && left_out["regarding"]["uid"] == "7a1e",
+        "{left_out}"
+    );
+    let note = left_out["note"].as_str().context("a note")?;
+    ensure!(
+        note.contains("spec.externalIPs[0]") && note.contains("192.0.2.300"),
+        "{note}"
+    );
+    for reason in ["AddressTaken", "PartLeftOut"] {
+        ensure!(told(&cluster.server, reason).len() == 1, "{reason} twice");
+    }
+    Ok(())
+}
+
 /// The times of a body of /healthz or /livez by the names of kube-proxy, and the body they make.
 fn health_body(
     body: &str,

@@ -82,7 +82,7 @@ impl Source {
         let (tx, rx) = mpsc::channel(16);
         let contact = connection.contact();
         let task = tokio::spawn(async {
-            kube::run(connection, "n1".into(), tx)
+            kube::run(connection, "n1".into(), tx, None)
                 .await
                 .expect("it runs");
         });

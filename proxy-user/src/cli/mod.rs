@@ -1,14 +1,16 @@
 //! The command line: what a node engineer types.
 
 mod as_kube_proxy;
+mod check;
 mod cleanup;
 mod filter;
 mod inspect;
+mod log_lines;
 mod monitor;
 pub(crate) mod output;
 mod plan;
 mod run;
-mod snat_ports;
+pub(crate) mod snat_ports;
 mod source;
 mod status;
 mod top;
@@ -48,6 +50,10 @@ enum Command {
     /// the program is called by the name kube-proxy.
     #[command(args_override_self = true)]
     Run(Box<run::RunArgs>),
+    /// Look whether this node can run the agent, what would be off and what to do about it. Changes
+    /// nothing; takes what `run` takes.
+    #[command(args_override_self = true)]
+    Check(Box<check::CheckArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
     /// Show decisions as they are made: what was translated, refused or dropped, whose it was, and why.
@@ -133,6 +139,9 @@ pub enum CliError {
     NotListed { secs: u64, why: String },
     #[error("what kube-proxy left is not all gone: {0}")]
     Leftovers(String),
+    /// `check` has printed them.
+    #[error("{0} of these findings keep kube-portal from running here")]
+    CannotRun(usize),
     #[error("{0}")]
     Usage(String),
 }
@@ -142,7 +151,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Config(error) if error.is_usage() => 2,
-            Self::Preflight(_) => 3,
+            Self::Preflight(_) | Self::CannotRun(_) => 3,
             Self::Pin(PinError::Nothing { .. }) => 4,
             Self::Drift { .. } => 5,
             Self::WouldChange => 6,
@@ -173,6 +182,7 @@ impl Cli {
     pub fn execute(self) -> Result<(), CliError> {
         match self.command {
             Command::Run(args) => run::execute(*args),
+            Command::Check(args) => check::execute(*args),
             Command::Status(args) => status::execute(&args),
             Command::Monitor(args) => monitor::execute(&args),
             Command::Top(args) => top::execute(&args),

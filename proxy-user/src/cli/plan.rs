@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio::runtime::Builder;
 
 use super::{
-    CliError, PinArgs, block_on_runtime, output,
+    CliError, PinArgs, block_on_runtime, log_lines, output,
     source::{self, SourceArgs},
 };
 use crate::{
@@ -63,7 +63,10 @@ pub(super) fn execute(args: PlanArgs) -> Result<(), CliError> {
     }
     let loaded = config::load(proxy)?;
     // What is wrong with objects is worth a line here too.
-    source::start_log("warn,kube_client=error,kube_runtime=error");
+    log_lines::start_with(
+        "warn,kube_client=error,kube_runtime=error",
+        loaded.settings.log_format,
+    );
     for line in loaded.warnings {
         log::warn!("{line}");
     }

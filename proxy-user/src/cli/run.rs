@@ -6,12 +6,12 @@ use proxy_common::abi::PortRange;
 use tokio::runtime::Builder;
 
 use super::{
-    CliError, PinArgs, block_on_runtime, cleanup, snat_ports,
+    CliError, PinArgs, block_on_runtime, cleanup, log_lines, snat_ports,
     source::{self, SourceArgs},
 };
 use crate::{
     app,
-    config::{self, ProxyFlags, Span},
+    config::{self, Loaded, ProxyFlags, Span},
     devices::{Choice, Pattern},
     loader::{Fixed, Sizes, TcAttach, check_bpffs, check_cgroup, check_node, find_cgroup_root},
     memory,
@@ -26,11 +26,11 @@ pub(super) struct RunArgs {
     /// Processes in this cgroup v2 directory and below are served [default: the first cgroup v2
     /// mount]
     #[arg(long, value_name = "DIR")]
-    cgroup_root: Option<PathBuf>,
+    pub(super) cgroup_root: Option<PathBuf>,
     #[command(flatten)]
     pins: PinArgs,
     #[command(flatten)]
-    proxy: ProxyFlags,
+    pub(super) proxy: ProxyFlags,
     /// Room for this many frontends (address, port and protocol).
     #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.frontends, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
@@ -95,9 +95,8 @@ pub(super) struct RunArgs {
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     let loaded = config::load(&args.proxy)?;
-    let settings = loaded.settings;
-    start_log(settings.verbosity);
-    for line in loaded.warnings {
+    log_lines::start(loaded.settings.verbosity, loaded.settings.log_format);
+    for line in &loaded.warnings {
         log::warn!("{line}");
     }
     if let Some(file) = &args.proxy.write_config_to {
@@ -116,13 +115,31 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
         return Ok(());
     }
     check_node()?;
-    config::set_oom_score_adj(settings.oom_score_adj);
-    let cgroup_root = match args.cgroup_root {
-        Some(path) => path,
+    config::set_oom_score_adj(loaded.settings.oom_score_adj);
+    let cgroup_root = match &args.cgroup_root {
+        Some(path) => path.clone(),
         None => find_cgroup_root()?,
     };
     check_cgroup(&cgroup_root)?;
     check_bpffs(&args.pins.bpffs_root)?;
+    for line in snat_ports::overlaps(args.snat_ports, snat_ports::local_ports()) {
+        log::warn!("{line}");
+    }
+    let config = agent(args, loaded, cgroup_root)?;
+    memory::share_one_heap();
+    let mut runtime = Builder::new_multi_thread();
+    // One thread reads, this one writes: a second reader would only be woken in vain.
+    runtime.worker_threads(1);
+    block_on_runtime(runtime, app::run(config))?
+}
+
+/// What the agent is started with.
+pub(super) fn agent(
+    args: RunArgs,
+    loaded: Loaded,
+    cgroup_root: PathBuf,
+) -> Result<app::Config, CliError> {
+    let settings = loaded.settings;
     let node_name = source::node_name(settings.node_name)?;
     let surfaces = SurfacesConfig {
         healthz: settings
@@ -146,10 +163,7 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             .transpose()?,
         pod_devices: patterns("--pod-devices", &args.pod_devices)?,
     };
-    for line in snat_ports::overlaps(args.snat_ports, snat_ports::local_ports()) {
-        log::warn!("{line}");
-    }
-    let config = app::Config {
+    Ok(app::Config {
         source: args.source.source(&args.proxy, settings.kubeconfig),
         node_name,
         node_ports: settings.node_ports,
@@ -179,26 +193,10 @@ pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
             timeouts: settings.timeouts,
         },
         bpf_stats: args.bpf_stats,
-    };
-    memory::share_one_heap();
-    let mut runtime = Builder::new_multi_thread();
-    // One thread reads, this one writes: a second reader would only be woken in vain.
-    runtime.worker_threads(1);
-    block_on_runtime(runtime, app::run(config))?
+    })
 }
 
 pub(super) fn interval(text: &str) -> Result<Duration, String> {
     let span: Span = text.parse().map_err(|error| format!("{error}"))?;
     span.duration().ok_or_else(|| "it is negative".to_owned())
-}
-
-/// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.
-fn start_log(verbosity: u32) {
-    // kube warns of what the watch tells in its own words.
-    let filter = match verbosity {
-        0..=3 => "info,kube_client=error,kube_runtime=error",
-        4..=5 => "info,kube_client=error,kube_runtime=error,proxy_user=debug",
-        6.. => "info,proxy_user=trace",
-    };
-    source::start_log(filter);
 }

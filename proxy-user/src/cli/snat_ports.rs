@@ -5,7 +5,7 @@ use std::fs;
 use proxy_common::abi::PortRange;
 
 /// The default of the API server's --service-node-port-range.
-const NODE_PORTS: PortRange = PortRange {
+pub(crate) const NODE_PORTS: PortRange = PortRange {
     first: 30_000,
     last: 32_767,
 };
@@ -25,7 +25,7 @@ pub(super) fn parse(text: &str) -> Result<PortRange, String> {
 }
 
 /// Where sockets of the node get their ports, if the kernel says so.
-pub(super) fn local_ports() -> Option<PortRange> {
+pub(crate) fn local_ports() -> Option<PortRange> {
     let text = fs::read_to_string(LOCAL_PORTS).ok()?;
     let mut numbers = text.split_whitespace().map(str::parse);
     Some(PortRange {
@@ -35,7 +35,7 @@ pub(super) fn local_ports() -> Option<PortRange> {
 }
 
 /// A line for each range that shares ports with these.
-pub(super) fn overlaps(snat: PortRange, local: Option<PortRange>) -> Vec<String> {
+pub(crate) fn overlaps(snat: PortRange, local: Option<PortRange>) -> Vec<String> {
     let PortRange { first, last } = snat;
     let shares = |other: &PortRange| first <= other.last && other.first <= last;
     let mut lines = Vec::new();

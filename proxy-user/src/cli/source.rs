@@ -50,11 +50,3 @@ pub(super) fn node_name(configured: Option<String>) -> Result<String, CliError> 
             CliError::Usage("this machine has no host name; give --hostname-override".into())
         })
 }
-
-/// What is logged unless RUST_LOG says otherwise.
-pub(super) fn start_log(filter: &str) {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
-}

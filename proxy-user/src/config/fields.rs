@@ -92,7 +92,7 @@ pub(super) const FIELDS: &[Field] = &[
     field("clientConnection.contentType", Some("kube-api-content-type"), Text, Nothing("the API server is spoken to in JSON")),
     field("clientConnection.qps", Some("kube-api-qps"), Float, Nothing(FEW_REQUESTS)),
     field("clientConnection.burst", Some("kube-api-burst"), Int, Nothing(FEW_REQUESTS)),
-    field("logging.format", Some("logging-format"), Text, Nothing("log lines are text")),
+    field("logging.format", Some("logging-format"), Text, Here("`text`, or `json`: an object a line, with `ts` (milliseconds since 1970), `level`, `msg`")),
     field("logging.flushFrequency", Some("log-flush-frequency"), Text, Nothing("log lines are not buffered")),
     field("logging.verbosity", Some("v"), Int, Here("log level: 0-3 info, 4-5 debug, from 6 on trace ($RUST_LOG comes first)")),
     field("logging.vmodule", Some("vmodule"), Levels, Nothing("there are no such modules; set $RUST_LOG")),

@@ -22,7 +22,7 @@ pub use self::{
     flags::ProxyFlags,
     oom::set_oom_score_adj,
     schema::KubeProxyConfiguration,
-    settings::{Mode, Settings},
+    settings::{LogFormat, Mode, Settings},
     watch::{ConfigFile, changed},
 };
 use self::{

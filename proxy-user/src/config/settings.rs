@@ -27,6 +27,7 @@ pub struct Settings {
     /// A server that can't be bound ends the agent.
     pub bind_address_hard_fail: bool,
     pub verbosity: u32,
+    pub log_format: LogFormat,
     pub mode: Mode,
     pub node_ports: NodePortScope,
     pub oom_score_adj: i16,
@@ -35,6 +36,14 @@ pub struct Settings {
     pub timeouts: FlowTimeouts,
     /// Twice this is how long a change may wait before the node counts as unhealthy.
     pub sync_period: Duration,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    /// An object a line.
+    Json,
 }
 
 /// kube-proxy's, which decides some defaults.
@@ -74,6 +83,7 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         metrics_bind_address: check.server("metricsBindAddress", &config.metrics_bind_address),
         bind_address_hard_fail: config.bind_address_hard_fail,
         verbosity: config.logging.verbosity,
+        log_format: check.log_format(&config.logging.format),
         mode,
         node_ports: check.node_ports(&config.node_port_addresses),
         oom_score_adj: check.oom_score_adj(config.oom_score_adj),
@@ -104,6 +114,17 @@ impl Check {
             value: value.to_string(),
             why,
         });
+    }
+
+    fn log_format(&mut self, text: &str) -> LogFormat {
+        match text {
+            "json" => LogFormat::Json,
+            "text" => LogFormat::Text,
+            _ => {
+                self.refuse("logging.format", text, "must be text or json");
+                LogFormat::Text
+            }
+        }
     }
 
     fn mode(&mut self, text: &str) -> Mode {

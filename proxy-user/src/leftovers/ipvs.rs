@@ -39,6 +39,14 @@ pub(super) async fn remove(report: &mut Report) {
     }
 }
 
+/// The device, if it is there.
+pub(super) async fn find() -> Result<Option<String>, String> {
+    let handle = crate::loader::netlink().map_err(|error| format!("netlink: {error}"))?;
+    let device = device(&handle).await;
+    Ok(device
+        .map(|(_, addresses)| format!("the device {DEVICE} with {} addresses", addresses.len())))
+}
+
 /// Its index, and what addresses it has; only a dummy is kube-proxy's.
 async fn device(handle: &Handle) -> Option<(u32, BTreeSet<IpAddr>)> {
     let name = handle.link().get().match_name(DEVICE.to_owned());

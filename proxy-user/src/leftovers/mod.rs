@@ -20,22 +20,66 @@ pub(crate) struct Report {
 /// Removes it from the network namespace this runs in. Tools that are not there are done without.
 pub(crate) async fn remove_kube_proxys() -> Report {
     let mut report = Report::default();
-    iptables(&mut report);
+    each_iptables(|tool| iptables_by(tool, &mut report));
     nftables(&mut report);
     ipvs::remove(&mut report).await;
     report
 }
 
+/// What there is of a kube-proxy, a line each, by the mode it is of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leftovers {
+    pub(crate) found: Vec<(&'static str, String)>,
+    /// What could not be looked at, and why.
+    pub(crate) failed: Vec<String>,
+}
+
+/// Looks for it in the network namespace this runs in, and changes nothing.
+pub(crate) async fn find_kube_proxys() -> Leftovers {
+    let mut there = Leftovers::default();
+    each_iptables(|tool| {
+        match run(&format!("{tool}-save"), &[], "") {
+            Ok(Some(rules)) => {
+                for table in iptables::removals(&rules) {
+                    let line = format!(
+                        "{} chains and {} rules of the table {} ({tool})",
+                        table.chains, table.rules, table.name
+                    );
+                    there.found.push(("iptables", line));
+                }
+            }
+            Ok(None) => return false,
+            Err(error) => there.failed.push(error),
+        }
+        true
+    });
+    match nft_tables() {
+        Ok(tables) => there.found.extend(
+            tables
+                .into_iter()
+                .map(|table| ("nftables", format!("the table {table} (nft)"))),
+        ),
+        Err(error) => there.failed.push(error),
+    }
+    match ipvs::find().await {
+        Ok(Some(device)) => there.found.push(("ipvs", device)),
+        Ok(None) => {}
+        Err(error) => there.failed.push(error),
+    }
+    there
+}
+
 /// Both kinds of tables can be there at once, so both are looked at where there are the tools of both.
-fn iptables(report: &mut Report) {
+/// `look`: whether the tool is there.
+fn each_iptables(mut look: impl FnMut(&str) -> bool) {
     for family in ["iptables", "ip6tables"] {
         let kinds = [format!("{family}-legacy"), format!("{family}-nft")];
         let mut found = false;
         for tool in kinds {
-            found |= iptables_by(&tool, report);
+            found |= look(&tool);
         }
         if !found {
-            iptables_by(family, report);
+            look(family);
         }
     }
 }
@@ -74,23 +118,32 @@ fn iptables_by(tool: &str, report: &mut Report) -> bool {
 }
 
 fn nftables(report: &mut Report) {
-    let tables = match run("nft", &["list", "tables"], "") {
-        Ok(Some(tables)) => tables,
-        Ok(None) => return,
+    let tables = match nft_tables() {
+        Ok(tables) => tables,
         Err(error) => {
             report.failed.push(error);
             return;
         }
     };
-    for table in ["ip kube-proxy", "ip6 kube-proxy"] {
-        let line = format!("table {table}");
-        if tables.lines().any(|there| there.trim() == line) {
-            match run("nft", &["-f", "-"], &format!("delete {line}\n")) {
-                Ok(_) => report.removed.push(format!("the table {table} (nft)")),
-                Err(error) => report.failed.push(error),
-            }
+    for table in tables {
+        match run("nft", &["-f", "-"], &format!("delete table {table}\n")) {
+            Ok(_) => report.removed.push(format!("the table {table} (nft)")),
+            Err(error) => report.failed.push(error),
         }
     }
+}
+
+/// Those of kube-proxy that are there; none without the tool.
+fn nft_tables() -> Result<Vec<&'static str>, String> {
+    let tables = run("nft", &["list", "tables"], "")?.unwrap_or_default();
+    let is_there = |table: &&str| {
+        let line = format!("table {table}");
+        tables.lines().any(|there| there.trim() == line)
+    };
+    Ok(["ip kube-proxy", "ip6 kube-proxy"]
+        .into_iter()
+        .filter(is_there)
+        .collect())
 }
 
 /// What a program prints; `None` if it is not installed.

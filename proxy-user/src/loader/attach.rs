@@ -340,7 +340,7 @@ fn link(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::err
     }
 }
 
-/// The whole chain in one line, the verifier's log last.
+/// The whole chain in one line, the end of the verifier's log last.
 pub(super) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -351,5 +351,33 @@ pub(super) fn reason(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    one_line(&text)
+}
+
+/// The verifier says what is wrong last, after what may be thousands of lines.
+fn one_line(text: &str) -> String {
+    const LAST: usize = 5;
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    let rest: Vec<&str> = lines.collect();
+    let left_out = rest.len().saturating_sub(LAST);
+    let dots = (left_out > 0).then_some("...");
+    let parts: Vec<&str> = std::iter::once(first)
+        .chain(dots)
+        .chain(rest.into_iter().skip(left_out))
+        .collect();
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifiers_log_becomes_one_line_with_its_end() {
+        assert_eq!(one_line("refused"), "refused");
+        assert_eq!(one_line("refused: a\n\n b\n"), "refused: a; b");
+        let long: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+        assert_eq!(one_line(&long.join("\n")), "0; ...; 95; 96; 97; 98; 99");
+    }
 }

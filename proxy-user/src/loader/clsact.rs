@@ -21,7 +21,11 @@ use rtnetlink::{
     },
 };
 
-use super::{hook::Hook, sys::number};
+use super::{
+    hook::Hook,
+    others::{AtDevice, How, is_kind},
+    sys::number,
+};
 
 /// "kp", and our programs' names begin with it.
 const HANDLE: u32 = 0x6b70;
@@ -50,6 +54,25 @@ impl Filter {
     pub(super) fn is_ours(&self) -> bool {
         self.kind == TcFilterBpf::KIND && self.handle == HANDLE && self.name.starts_with(NAME)
     }
+
+    /// As it looks to whoever only wants to know what else there is.
+    pub(super) fn as_others(&self) -> AtDevice {
+        let priority = self.priority;
+        let is_bpf = self.kind == TcFilterBpf::KIND;
+        AtDevice {
+            hook: self.hook,
+            how: if is_bpf {
+                How::Filter { priority }
+            } else {
+                How::OtherFilter { priority }
+            },
+            name: if is_bpf {
+                self.name.clone()
+            } else {
+                self.kind.clone()
+            },
+        }
+    }
 }
 
 /// What went wrong, in words.
@@ -75,6 +98,11 @@ fn index(ifindex: u32) -> i32 {
 
 /// Devices that have the qdisc.
 pub(super) async fn devices(handle: &Handle) -> Result<BTreeSet<u32>, Error> {
+    devices_with(handle, QDISC).await
+}
+
+/// Devices that have a qdisc of this kind.
+pub(super) async fn devices_with(handle: &Handle, kind: &str) -> Result<BTreeSet<u32>, Error> {
     let qdiscs: Vec<TcMessage> = handle.qdisc().get().execute().try_collect().await?;
     Ok(qdiscs
         .iter()
@@ -82,7 +110,7 @@ pub(super) async fn devices(handle: &Handle) -> Result<BTreeSet<u32>, Error> {
             qdisc
                 .attributes
                 .iter()
-                .any(|attribute| matches!(attribute, TcAttribute::Kind(kind) if kind == QDISC))
+                .any(|attribute| is_kind(attribute, kind))
         })
         .filter_map(|qdisc| u32::try_from(qdisc.header.index).ok())
         .collect())

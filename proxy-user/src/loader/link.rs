@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     hook::Hook,
+    others::ProgQuery,
     sys::{self, Attr, bpf, bpf_fd, number},
 };
 
@@ -54,17 +55,6 @@ struct LinkCreate {
     expected_revision: u64,
 }
 
-#[repr(C)]
-struct ProgQuery {
-    target_ifindex: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    count: u32,
-    zero: u32,
-}
-
 // SAFETY: integers only; the path outlives each call that is given its address.
 unsafe impl Attr for Obj {}
 // SAFETY: integers only; `info` is a live struct of `info_len` bytes wherever this is used.
@@ -75,8 +65,6 @@ unsafe impl Attr for LinkUpdate {}
 unsafe impl Attr for LinkDetach {}
 // SAFETY: integers, no addresses.
 unsafe impl Attr for LinkCreate {}
-// SAFETY: integers only; `prog_ids` is null and `count` 0: nothing is written there.
-unsafe impl Attr for ProgQuery {}
 
 /// The head of `struct bpf_link_info`, and what it says of a cgroup's link or a device's.
 #[repr(C)]
@@ -223,13 +211,9 @@ pub(super) fn has_tcx() -> bool {
     let asked = bpf(
         sys::PROG_QUERY,
         &mut ProgQuery {
-            target_ifindex: LOOPBACK,
+            target: LOOPBACK,
             attach_type: Hook::Ingress.tcx(),
-            query_flags: 0,
-            attach_flags: 0,
-            prog_ids: 0,
-            count: 0,
-            zero: 0,
+            ..ProgQuery::default()
         },
     );
     !matches!(asked, Err(error) if error.raw_os_error() == Some(libc::EINVAL))

@@ -223,6 +223,23 @@ impl Pins {
         taken(|name| self.map(name))
     }
 
+    /// What earlier agents pinned, the newest version first; without a change.
+    pub fn found(&self) -> Vec<Found> {
+        let versions = self.versions().unwrap_or_default();
+        versions
+            .into_iter()
+            .map(|path| Found {
+                version: version(&path).unwrap_or_default(),
+                faults: if path == self.directory() {
+                    faults(&path)
+                } else {
+                    Vec::new()
+                },
+                path,
+            })
+            .collect()
+    }
+
     /// Programs whose link is pinned.
     pub fn linked_programs(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.directory()) else {
@@ -318,6 +335,15 @@ impl Pins {
         }
         Ok(cleaned)
     }
+}
+
+/// A directory of pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub path: PathBuf,
+    pub version: u32,
+    /// What keeps one of this version from being used.
+    pub faults: Vec<String>,
 }
 
 /// What `cleanup` did below the bpffs root.

@@ -48,7 +48,8 @@ pub fn check_node() -> Result<(), PreflightError> {
     }
 }
 
-fn kernel_version(release: &str) -> Option<(u32, u32)> {
+/// The first two numbers of a release.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(str::parse::<u32>);
@@ -90,12 +91,18 @@ pub fn check_cgroup(path: &Path) -> Result<(), PreflightError> {
 }
 
 pub fn check_bpffs(path: &Path) -> Result<(), PreflightError> {
-    check_magic(path, BPFFS_MAGIC, "a BPF filesystem").map_err(|reason| {
-        PreflightError::BadBpffsRoot {
+    match bpffs_fault(path) {
+        None => Ok(()),
+        Some(reason) => Err(PreflightError::BadBpffsRoot {
             path: path.to_owned(),
             reason,
-        }
-    })
+        }),
+    }
+}
+
+/// Why a path is no BPF filesystem, if it isn't.
+pub fn bpffs_fault(path: &Path) -> Option<String> {
+    check_magic(path, BPFFS_MAGIC, "a BPF filesystem").err()
 }
 
 #[cfg(test)]

@@ -85,6 +85,16 @@ impl Sizes {
         }
     }
 
+    /// What all maps would take of the kernel's memory in bytes, roughly.
+    pub fn memory_bytes(&self) -> u64 {
+        self.all().iter().map(Size::memory_bytes).sum()
+    }
+
+    /// Why a node with so many bytes of memory left can't have them, if it can't.
+    pub fn too_much_for(&self, available: u64) -> Option<String> {
+        too_much(&self.all(), available)
+    }
+
     /// Of every map whose size is set.
     pub(super) fn all(&self) -> [Size; 19] {
         let by = |name, value| {
@@ -157,7 +167,7 @@ pub(super) fn line(mut taken: Vec<Taken>) -> String {
 }
 
 /// With one digit behind the point.
-pub(super) fn mib(bytes: u64) -> String {
+pub fn mib(bytes: u64) -> String {
     let tenths = (bytes * 10).div_ceil(1 << 20);
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
@@ -183,7 +193,7 @@ pub(super) fn too_much(new: &[Size], available: u64) -> Option<String> {
 }
 
 /// `MemAvailable` of /proc/meminfo in bytes.
-pub(super) fn available(meminfo: &str) -> Option<u64> {
+pub fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;

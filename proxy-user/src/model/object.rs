@@ -280,3 +280,40 @@ pub enum Event {
     /// The addresses on this node's devices. Sorted.
     LocalAddresses(Vec<IpAddr>),
 }
+
+impl Event {
+    /// The object it is about, in words.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::ServiceApplied(service) => format!("Service {}", service.name),
+            Self::ServiceGone(name) => format!("Service {name}"),
+            Self::SliceApplied(slice) => format!("EndpointSlice {}", slice.name),
+            Self::SliceGone(name) => format!("EndpointSlice {name}"),
+            Self::ServiceCidrApplied(name, _) | Self::ServiceCidrGone(name) => {
+                format!("ServiceCIDR {name}")
+            }
+            Self::NodeChanged(node) => format!("Node {}", node.name),
+            Self::LocalAddresses(_) => "addresses of the node".to_owned(),
+            Self::ListStarted(kind) | Self::Listed(kind) => kind.to_string(),
+        }
+    }
+}
+
+/// What happened to which object, for the log.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let subject = self.subject();
+        match self {
+            Self::ServiceApplied(_)
+            | Self::SliceApplied(_)
+            | Self::ServiceCidrApplied(..)
+            | Self::NodeChanged(_)
+            | Self::LocalAddresses(_) => write!(f, "{subject}: new or changed"),
+            Self::ServiceGone(_) | Self::SliceGone(_) | Self::ServiceCidrGone(_) => {
+                write!(f, "{subject}: gone")
+            }
+            Self::ListStarted(_) => write!(f, "{subject}: a list begins"),
+            Self::Listed(_) => write!(f, "{subject}: listed"),
+        }
+    }
+}

@@ -51,6 +51,9 @@ pub fn execute(planner: &mut Planner, mut plan: Plan, store: &mut impl MapStore)
             .collect();
         let (done, error) = store.execute_all(&together);
         let (executed, left) = rest.split_at(done);
+        for planned in executed {
+            log::trace!("Service {}: {}", planned.port, planned.step);
+        }
         planner.all_done(&mut plan, executed);
         report.executed += done;
         rest = left;

@@ -41,6 +41,7 @@ use kube::{
 use tokio::{sync::mpsc, time::Instant};
 
 pub(crate) use self::contact::span;
+pub(crate) use self::outage::chain;
 pub use self::{
     client::{Access, Patience},
     connection::Connection,
@@ -49,9 +50,12 @@ pub use self::{
 };
 use self::{contact::Failure, loose::Loose, pace::Pace, wire::Stripped};
 use super::{SourceError, standing::Standing};
-use crate::model::{
-    Event, Kind, Node,
-    ingest::{self, Ingested},
+use crate::{
+    events::{self, Events, Notice},
+    model::{
+        Event, Kind, Node,
+        ingest::{self, Ingested},
+    },
 };
 
 /// How often it is looked whether an optional kind is served by now: the first time, and at most. A server
@@ -75,6 +79,7 @@ pub async fn run(
     connection: Connection,
     node_name: String,
     tx: mpsc::Sender<Event>,
+    notices: Option<Events>,
 ) -> Result<(), SourceError> {
     let client = connection.client();
     // The server ends a watch after this time, and it is resumed; one that is silent for longer is dead.
@@ -89,6 +94,7 @@ pub async fn run(
         gone: ingest::service_gone,
         tx: tx.clone(),
         contact: connection.contact(),
+        notices: notices.clone(),
     };
     let slices = Watch {
         what: "EndpointSlice",
@@ -98,6 +104,7 @@ pub async fn run(
         gone: ingest::slice_gone,
         tx: tx.clone(),
         contact: connection.contact(),
+        notices: notices.clone(),
     };
     let service_cidrs = Watch {
         what: "ServiceCIDR",
@@ -109,6 +116,7 @@ pub async fn run(
         gone: ingest::service_cidr_gone,
         tx: tx.clone(),
         contact: connection.contact(),
+        notices: notices.clone(),
     };
     let node = Watch {
         what: "Node",
@@ -118,6 +126,7 @@ pub async fn run(
         gone: |_: &ObjectMeta| Some(ingest::node_gone(&node_name)),
         tx: tx.clone(),
         contact: connection.contact(),
+        notices: notices.clone(),
     };
     let watches = async {
         tokio::join!(
@@ -205,6 +214,8 @@ struct Watch<A, G> {
     gone: G,
     tx: mpsc::Sender<Event>,
     contact: Contact,
+    /// Where troubles of objects are told, too.
+    notices: Option<Events>,
 }
 
 /// The receiver is gone.
@@ -387,7 +398,7 @@ impl<A, G> Watch<A, G> {
             watcher::Event::Apply(object) => self.apply(object, state).await?,
             watcher::Event::Delete(object) => {
                 if let Some(event) = (self.gone)(object.meta()) {
-                    state.standing.replace(&subject(&event), Vec::new());
+                    state.standing.replace(&event.subject(), Vec::new());
                     self.send_changed(event, state).await?;
                 }
             }
@@ -445,7 +456,8 @@ impl<A, G> Watch<A, G> {
         A: Fn(K) -> Ingested,
         G: Fn(&ObjectMeta) -> Option<Event>,
     {
-        let subject = (self.gone)(object.meta()).map_or_else(String::new, |gone| subject(&gone));
+        let subject = (self.gone)(object.meta()).map_or_else(String::new, |gone| gone.subject());
+        let about = events::about(self.what, object.meta());
         let (event, lines) = match object.object {
             Ok(object) => {
                 let Ingested { event, problems } = (self.apply)(object);
@@ -460,8 +472,14 @@ impl<A, G> Watch<A, G> {
         if state.listing && (!lines.is_empty() || self.list.is_none()) {
             state.listed.insert(subject.clone());
         }
-        for line in state.standing.replace(&subject, lines) {
+        let lines = state.standing.replace(&subject, lines);
+        for line in &lines {
             log::warn!("{line}");
+        }
+        if let (Some(events), Some(about)) = (&self.notices, about)
+            && let Some(notice) = Notice::left_out(about, &lines)
+        {
+            events.tell(notice);
         }
         match event {
             Some(event) => self.send_changed(event, state).await,
@@ -481,21 +499,5 @@ impl<A, G> Watch<A, G> {
 
     async fn send(&self, event: Event) -> Result<(), Closed> {
         self.tx.send(event).await.map_err(|_| Closed)
-    }
-}
-
-/// The object of an event, in words.
-fn subject(event: &Event) -> String {
-    match event {
-        Event::ServiceApplied(service) => format!("Service {}", service.name),
-        Event::ServiceGone(name) => format!("Service {name}"),
-        Event::SliceApplied(slice) => format!("EndpointSlice {}", slice.name),
-        Event::SliceGone(name) => format!("EndpointSlice {name}"),
-        Event::ServiceCidrApplied(name, _) | Event::ServiceCidrGone(name) => {
-            format!("ServiceCIDR {name}")
-        }
-        Event::NodeChanged(node) => format!("Node {}", node.name),
-        Event::LocalAddresses(_) => "addresses of the node".to_owned(),
-        Event::ListStarted(kind) | Event::Listed(kind) => kind.to_string(),
     }
 }

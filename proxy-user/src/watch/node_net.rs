@@ -213,6 +213,12 @@ fn default_routes_only() -> [SockFilter; 7] {
     ]
 }
 
+/// What there is now.
+pub(crate) async fn facts() -> Result<Facts, String> {
+    let handle = crate::loader::netlink().map_err(|error| error.to_string())?;
+    list(&handle).await.map_err(|error| error.to_string())
+}
+
 async fn list(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let addresses: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;

@@ -86,7 +86,7 @@ pub(super) fn reason(error: &watcher::Error) -> String {
 }
 
 /// An error with its causes, on one line, none said twice.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
