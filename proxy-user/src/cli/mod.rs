@@ -2,14 +2,16 @@
 
 mod as_kube_proxy;
 mod cleanup;
+mod manual;
 pub(crate) mod output;
 mod run;
 mod snat_ports;
 mod status;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
 
 use clap::{Args, Parser, Subcommand};
+use proxy_common::abi::ABI_VERSION;
 use tokio::runtime::Builder;
 
 use crate::{
@@ -19,6 +21,11 @@ use crate::{
     maps::StoreError,
 };
 
+/// Of the program, and of the maps and programs it shares with the kernel: agents of one ABI take those of
+/// each other over as they are.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (ABI {ABI_VERSION})", env!("CARGO_PKG_VERSION")));
+
 /// Translates Kubernetes Services in the kernel with eBPF, in place of kube-proxy.
 ///
 /// `run` is the agent: it keeps the kernel's maps equal to the cluster's Services and EndpointSlices.
@@ -27,7 +34,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(
     name = "kube-portal",
-    version,
+    version = VERSION.as_str(),
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else"
 )]
 pub struct Cli {
@@ -46,6 +53,10 @@ enum Command {
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
+    /// Print what a shell completes commands and options with: `source <(kube-portal completions bash)`.
+    Completions(manual::CompletionsArgs),
+    /// Write a man page for each command into a directory.
+    Man(manual::ManArgs),
 }
 
 /// Where the pins are.
@@ -142,6 +153,8 @@ impl Cli {
             Command::Run(args) => run::execute(*args),
             Command::Status(args) => status::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
+            Command::Completions(args) => manual::completions(&args),
+            Command::Man(args) => manual::man(&args),
         }
     }
 }
