@@ -128,3 +128,46 @@ fn without_debug_info(binary: &Path) -> Result<Vec<u8>> {
     }
     content.with_context(|| format!("read {}", stripped.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Image {
+        let file = |path: &str, content: &[u8]| File {
+            path: path.into(),
+            mode: 0o755,
+            content: content.to_vec(),
+        };
+        Image {
+            version: "1.2.3".to_owned(),
+            abi: "4".to_owned(),
+            files: vec![
+                file("/lib64/ld.so", b"the loader"),
+                file(BINARY, &[7; 100_000]),
+            ],
+        }
+    }
+
+    fn archive(epoch: u64, revision: Option<&str>) -> Vec<u8> {
+        // A name that is not in the archive.
+        let name = format!("packaging-test-{}-{epoch}-{revision:?}", std::process::id());
+        let output = std::env::temp_dir().join(name);
+        let written = image().write_archive(&output, None, epoch, revision);
+        let bytes = fs::read(&output).expect("the archive");
+        fs::remove_file(&output).expect("the archive");
+        let written = written.expect("written");
+        assert_eq!(written.tag, "kube-portal:1.2.3");
+        assert_eq!(written.bytes, bytes.len() as u64);
+        bytes
+    }
+
+    #[test]
+    fn the_same_files_time_and_revision_give_the_same_bytes() {
+        let first = archive(1, Some("a"));
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        assert!(first == archive(1, Some("a")));
+        assert!(first != archive(2, Some("a")));
+        assert!(first != archive(1, Some("b")));
+    }
+}
