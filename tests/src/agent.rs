@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::container::Container;
 use crate::pod::Place;
 use crate::world::Node;
 use crate::{binaries, wait};
@@ -41,6 +42,8 @@ pub struct Agent {
     bpffs_root: PathBuf,
     /// Another than the usual build.
     binary: Option<PathBuf>,
+    /// It runs in there, as the manifest of that says.
+    container: Option<Container>,
     place: Arc<Place>,
     child: Option<Child>,
     log: Arc<Log>,
@@ -71,19 +74,33 @@ impl Node {
 
     /// The same on another bpffs than the node's own.
     pub fn start_agent_on(&self, bpffs: &Path, source: Source, extra: &[&str]) -> Result<Agent> {
-        let mut agent = Agent {
+        let mut agent = self.agent(bpffs, source, extra);
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// An agent in a container, which says where it finds everything; with more arguments.
+    pub fn start_container(&self, container: Container, extra: &[&str]) -> Result<Agent> {
+        let nowhere = Source::Kubeconfig(PathBuf::new());
+        let mut agent = self.agent(self.bpffs(), nowhere, extra);
+        agent.container = Some(container);
+        agent.start()?;
+        Ok(agent)
+    }
+
+    fn agent(&self, bpffs: &Path, source: Source, extra: &[&str]) -> Agent {
+        Agent {
             node: self.name().to_owned(),
             source,
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
             cgroup_root: self.cgroup().to_owned(),
             bpffs_root: bpffs.to_owned(),
             binary: None,
+            container: None,
             place: Arc::clone(self.agent_place()),
             child: None,
             log: Arc::default(),
-        };
-        agent.start()?;
-        Ok(agent)
+        }
     }
 }
 
@@ -262,6 +279,9 @@ impl Agent {
 
     /// Any other subcommand on this node and its bpffs, to be started.
     pub fn subcommand(&self, args: &[&str]) -> Result<Command> {
+        if let Some(container) = &self.container {
+            return container.exec(&self.place, args);
+        }
         let mut command = self.place.command(binaries::kube_portal()?)?;
         command.args(args).arg("--bpffs-root").arg(&self.bpffs_root);
         Ok(command)
@@ -306,19 +326,11 @@ impl Agent {
     }
 
     fn command(&self, binary: &Path) -> Result<Command> {
-        let mut command = self.place.command(binary)?;
-        command.arg("run");
-        match &self.source {
-            Source::Manifests(dir) => command.arg("--manifests").arg(dir),
-            Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
+        let mut command = match &self.container {
+            Some(container) => container.agent(&self.place, &self.extra)?,
+            None => self.bare_command(binary)?,
         };
         command
-            .args(["--node-name", &self.node])
-            .arg("--cgroup-root")
-            .arg(&self.cgroup_root)
-            .arg("--bpffs-root")
-            .arg(&self.bpffs_root)
-            .args(&self.extra)
             // A Ctrl-C in the terminal is for whoever started this; it ends the rest in order.
             .process_group(0)
             .stdin(Stdio::null())
@@ -331,6 +343,23 @@ impl Agent {
                 "info,kube_client=error,kube_runtime=error,proxy_user::app=debug",
             );
         }
+        Ok(command)
+    }
+
+    fn bare_command(&self, binary: &Path) -> Result<Command> {
+        let mut command = self.place.command(binary)?;
+        command.arg("run");
+        match &self.source {
+            Source::Manifests(dir) => command.arg("--manifests").arg(dir),
+            Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
+        };
+        command
+            .args(["--node-name", &self.node])
+            .arg("--cgroup-root")
+            .arg(&self.cgroup_root)
+            .arg("--bpffs-root")
+            .arg(&self.bpffs_root)
+            .args(&self.extra);
         Ok(command)
     }
 

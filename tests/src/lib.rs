@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
+pub mod container;
 pub mod demo;
 pub mod flaky;
 pub mod fleet;

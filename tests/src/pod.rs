@@ -3,13 +3,17 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid, setgid, setuid};
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
@@ -35,6 +39,23 @@ impl Place {
             command.pre_exec(move || {
                 procs.write_all(b"0")?;
                 setns(&netns, CloneFlags::CLONE_NEWNET)?;
+                Ok(())
+            });
+        }
+        Ok(command)
+    }
+
+    /// The same as another user, who needn't be able to reach the program's folder.
+    pub(crate) fn command_as(&self, user: Uid, program: &Path) -> Result<Command> {
+        // Not closed by exec, so that it has a name there.
+        let program = open(program, OFlag::O_RDONLY, Mode::empty())?;
+        let mut command = self.command(format!("/proc/self/fd/{}", program.as_raw_fd()))?;
+        // SAFETY: between fork and exec only system calls are made, after those of `command`.
+        unsafe {
+            command.pre_exec(move || {
+                let _open_until_here = &program;
+                setgid(Gid::from_raw(user.as_raw()))?;
+                setuid(user)?;
                 Ok(())
             });
         }

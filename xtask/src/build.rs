@@ -16,16 +16,32 @@ pub(crate) fn all(workspace: &Workspace, profile: Profile) -> Result<()> {
 
 /// kube-portal and the binaries of package tests (demo, probe, bench).
 pub(crate) fn host(workspace: &Workspace, profile: Profile) -> Result<()> {
+    let packages = &["proxy-user", "tests"];
+    build(
+        workspace,
+        profile,
+        packages,
+        "the agent and the test binaries",
+    )
+}
+
+/// kube-portal alone.
+pub(crate) fn agent(workspace: &Workspace, profile: Profile) -> Result<()> {
+    build(workspace, profile, &["proxy-user"], "the agent")
+}
+
+fn build(workspace: &Workspace, profile: Profile, packages: &[&str], what: &str) -> Result<()> {
     let mut cargo = sh::cargo(&workspace.root);
-    cargo.args(["build", "-p", "proxy-user", "-p", "tests"]);
+    cargo.arg("build");
+    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
     if profile == Profile::Release {
         cargo.arg("--release");
     }
     point_at_object(&mut cargo, workspace);
-    eprintln!("building the agent and the test binaries");
+    eprintln!("building {what}");
     sh::run(
         &mut cargo,
-        "building the agent and the test binaries",
+        &format!("building {what}"),
         "the errors are above",
     )
 }

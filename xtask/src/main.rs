@@ -7,6 +7,7 @@ mod bench;
 mod bpf;
 mod build;
 mod compiler;
+mod image;
 mod libtest;
 mod packages;
 mod promtool;
@@ -46,6 +47,8 @@ enum Task {
     /// ~/.kube/config exists, or inside a pod. Otherwise, or with --demo or `-- --once`, it is a demonstration: network
     /// namespaces as nodes, pods and clients, with requests flowing through kube-portal. Needs root; asks sudo.
     Run(run::RunArgs),
+    /// Write a container image of the agent, optimised, to a file; needs no container engine
+    Image(image::ImageArgs),
     /// Check formatting and lints, then run every test; the last line is `N passed, N failed`
     Test(test::TestArgs),
     /// Run one benchmark on release builds
@@ -81,6 +84,10 @@ fn perform(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Run(args) => run::run(&workspace, args),
+        Task::Image(args) => {
+            image::run(&workspace, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Test(args) => test::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, &args),
     }

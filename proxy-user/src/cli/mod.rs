@@ -6,6 +6,7 @@ mod cleanup;
 mod filter;
 mod inspect;
 mod log_lines;
+mod manual;
 mod monitor;
 pub(crate) mod output;
 mod plan;
@@ -15,9 +16,10 @@ mod source;
 mod status;
 mod top;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
 
 use clap::{Args, Parser, Subcommand};
+use proxy_common::abi::ABI_VERSION;
 use tokio::runtime::Builder;
 
 use crate::{
@@ -28,6 +30,11 @@ use crate::{
     monitor::listen::MonitorError,
 };
 
+/// Of the program, and of the maps and programs it shares with the kernel: agents of one ABI take those of
+/// each other over as they are.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (ABI {ABI_VERSION})", env!("CARGO_PKG_VERSION")));
+
 /// Translates Kubernetes Services in the kernel with eBPF, in place of kube-proxy.
 ///
 /// `run` is the agent: it keeps the kernel's maps equal to the cluster's Services and EndpointSlices.
@@ -36,7 +43,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(
     name = "kube-portal",
-    version,
+    version = VERSION.as_str(),
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else, 6 something would change (plan)"
 )]
 pub struct Cli {
@@ -69,6 +76,10 @@ enum Command {
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
+    /// Print what a shell completes commands and options with: `source <(kube-portal completions bash)`.
+    Completions(manual::CompletionsArgs),
+    /// Write a man page for each command into a directory.
+    Man(manual::ManArgs),
 }
 
 /// Where the pins are.
@@ -189,6 +200,8 @@ impl Cli {
             Command::Inspect(args) => inspect::execute(&args),
             Command::Plan(args) => plan::execute(*args),
             Command::Cleanup(args) => cleanup::execute(&args),
+            Command::Completions(args) => manual::completions(&args),
+            Command::Man(args) => manual::man(&args),
         }
     }
 }

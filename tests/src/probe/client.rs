@@ -7,10 +7,11 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::Uid;
 
 pub use super::handles::{Churn, Connection, Server, Udp};
 use super::{
@@ -40,6 +41,8 @@ pub struct Probe {
     pub(super) pod: String,
     place: Arc<Place>,
     process: Mutex<Option<Process>>,
+    /// Root, if not set.
+    user: OnceLock<Uid>,
     last_id: AtomicU64,
 }
 
@@ -58,6 +61,7 @@ impl Probe {
             pod: pod.into(),
             place,
             process: Mutex::new(None),
+            user: OnceLock::new(),
             last_id: AtomicU64::new(0),
         }
     }
@@ -65,6 +69,12 @@ impl Probe {
     /// Ends the process: servers, connections, churn, all of it. The next request starts another.
     pub fn kill(&self) {
         lock(&self.process).take();
+    }
+
+    /// From its next start on it is a process of this user, as that of most pods is. To be called once.
+    pub fn belong_to(&self, user: u32) {
+        self.kill();
+        let _set_once = self.user.set(Uid::from_raw(user));
     }
 
     /// The process id, when it was started.
@@ -284,7 +294,11 @@ impl Probe {
         let waiting = {
             let mut process = lock(&self.process);
             if process.is_none() {
-                *process = Some(Process::start(&self.place, &self.pod)?);
+                *process = Some(Process::start(
+                    &self.place,
+                    &self.pod,
+                    self.user.get().copied(),
+                )?);
             }
             let process = process.as_mut().context("a probe was just started")?;
             let waiting = Arc::clone(&process.waiting);
@@ -356,10 +370,13 @@ impl Probe {
 }
 
 impl Process {
-    fn start(place: &Place, pod: &str) -> Result<Self> {
+    fn start(place: &Place, pod: &str, user: Option<Uid>) -> Result<Self> {
         let binary = binaries::probe()?;
-        let mut child = place
-            .command(&binary)?
+        let mut command = match user {
+            Some(user) => place.command_as(user, &binary)?,
+            None => place.command(&binary)?,
+        };
+        let mut child = command
             // A Ctrl-C in the terminal is for whoever started this; it ends the rest in order.
             .process_group(0)
             .stdin(Stdio::piped())

@@ -31,8 +31,8 @@ pub struct Access {
     /// If none is given, `KUBECONFIG`, else `~/.kube/config`, else the service account of the pod. A file
     /// that is named but broken is an error, never a reason to look elsewhere.
     pub kubeconfig: Option<PathBuf>,
-    /// URLs, tried in turn, in place of that one's server. With nothing else they are servers without
-    /// credentials.
+    /// URLs, tried in turn, in place of that one's server. Without a kubeconfig, and outside of a pod, they are
+    /// servers without credentials.
     pub servers: Vec<String>,
 }
 
@@ -88,7 +88,7 @@ impl Access {
     pub(super) async fn read(&self) -> Result<Configured, SourceError> {
         let urls = self.urls()?;
         let mut configured = match urls.first() {
-            Some(url) if self.kubeconfig.is_none() => Configured {
+            Some(url) if self.kubeconfig.is_none() && !in_pod() => Configured {
                 config: kube::Config::new(url.clone()),
                 files: Files::default(),
             },
@@ -150,6 +150,13 @@ impl Access {
         let config = config.map_err(|error| kubeconfig_error(file, &error))?;
         Ok(Configured { config, files })
     }
+}
+
+/// Where kubelets put the token of a pod's ServiceAccount.
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+fn in_pod() -> bool {
+    Path::new(TOKEN).exists()
 }
 
 fn in_cluster() -> Result<Configured, SourceError> {
