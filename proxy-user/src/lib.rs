@@ -26,5 +26,6 @@ mod server;
 pub mod status;
 pub mod surfaces;
 pub mod sync;
+pub mod trace;
 pub mod waiting;
 pub mod watch;

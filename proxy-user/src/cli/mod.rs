@@ -6,6 +6,7 @@ pub(crate) mod output;
 mod run;
 mod snat_ports;
 mod status;
+mod trace;
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -17,6 +18,7 @@ use crate::{
     control::ControlError,
     loader::{LoadError, PinError, PreflightError},
     maps::StoreError,
+    trace::TraceError,
 };
 
 /// Translates Kubernetes Services in the kernel with eBPF, in place of kube-proxy.
@@ -28,7 +30,7 @@ use crate::{
 #[command(
     name = "kube-portal",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else, 6 the kernel differs from the trace"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -43,6 +45,11 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Show what is translated: frontends, backends, counters. Needs no running agent.
     Status(status::StatusArgs),
+    /// Say where a connection would go, and why: every lookup, and the verdict, in words.
+    ///
+    /// The datapath's own functions run on the maps as they are now. Nothing is changed: what they would
+    /// write stays in memory. Needs no running agent.
+    Trace(trace::TraceArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
@@ -102,6 +109,12 @@ pub enum CliError {
         "somebody else has changed {drifted} entries of the maps; {repaired} of them are as they should be again"
     )]
     Drift { drifted: u64, repaired: u64 },
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error(
+        "the loaded program {program_id} does something else than the trace: is it of another build than this command?"
+    )]
+    KernelDiffers { program_id: u32 },
     #[error("what kube-proxy left is not all gone: {0}")]
     Leftovers(String),
     #[error("{0}")]
@@ -114,7 +127,10 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::Config(error) if error.is_usage() => 2,
             Self::Preflight(_) => 3,
-            Self::Pin(PinError::Nothing { .. }) => 4,
+            Self::Trace(error) if error.is_usage() => 2,
+            Self::Pin(PinError::Nothing { .. })
+            | Self::Trace(TraceError::Pin(PinError::Nothing { .. })) => 4,
+            Self::KernelDiffers { .. } => 6,
             Self::Drift { .. } => 5,
             Self::Config(_)
             | Self::Control(_)
@@ -125,6 +141,7 @@ impl CliError {
             | Self::Listen(_)
             | Self::Devices(_)
             | Self::Leftovers(_)
+            | Self::Trace(_)
             | Self::Io { .. } => 1,
         }
     }
@@ -141,6 +158,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::execute(*args),
             Command::Status(args) => status::execute(&args),
+            Command::Trace(args) => trace::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
         }
     }

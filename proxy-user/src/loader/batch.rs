@@ -112,6 +112,14 @@ impl FlowMap {
     pub fn half_open(data: MapData) -> Result<Self, OpenError> {
         Ok(Self(Batches::new(map::HALF_OPEN, data)?))
     }
+
+    pub fn half_open_from_pin(path: &Path) -> Result<Self, OpenError> {
+        let data = MapData::from_pin(path).map_err(|source| OpenError::Open {
+            map: map::HALF_OPEN,
+            source,
+        })?;
+        Self::half_open(data)
+    }
 }
 
 batched! {
