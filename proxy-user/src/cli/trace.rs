@@ -126,3 +126,25 @@ fn style(kind: Kind) -> Style {
         Kind::Refused | Kind::Dropped => bold.fg_color(Some(AnsiColor::Red.into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::loader::PinError;
+
+    #[test]
+    fn exit_codes_say_whose_fault_it_is() {
+        let code = |error| CliError::Trace(error).exit_code();
+        let wrong = "x".parse::<Source>().expect_err("no source");
+        assert_eq!(code(TraceError::Question(wrong)), 2);
+        let path = PathBuf::from("/sys/fs/bpf");
+        assert_eq!(code(TraceError::Pin(PinError::Nothing { path })), 4);
+        assert_eq!(
+            code(TraceError::Kernel("nothing is attached".to_owned())),
+            1
+        );
+        assert_eq!(CliError::KernelDiffers { program_id: 1 }.exit_code(), 6);
+    }
+}

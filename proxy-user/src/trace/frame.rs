@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// RFC 1071: over a part with its checksum in place the sum is all ones.
+    /// RFC 1071: over a part with its checksum in place the sum is 0, of which all ones is the complement.
     #[test]
     fn the_checksums_hold() {
         let question = Question {
@@ -174,11 +174,11 @@ mod tests {
             destination: "10.96.0.10:53".parse().expect("an address"),
         };
         let packet = make(&question, Link::None, [0; 6]);
-        assert_eq!(checksum(&packet[..20]), 0);
+        assert_eq!(checksum(&packet[..20]), 0xffff);
         let mut covered = packet[12..20].to_vec();
         covered.extend([0, 17]);
         covered.extend(&packet[24..26]);
         covered.extend(&packet[20..]);
-        assert_eq!(checksum(&covered), 0);
+        assert_eq!(checksum(&covered), 0xffff);
     }
 }

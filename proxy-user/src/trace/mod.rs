@@ -256,7 +256,10 @@ impl Tracer {
                 there.join(", ")
             )));
         }
-        let others = fitting.iter().skip(1).map(|one| words(one)).collect();
+        let short = |(kind, _, at, of): &(FrontendKind, String, SocketAddr, Protocol)| {
+            format!("{} {at}/{of}", kind.name())
+        };
+        let others = fitting.iter().skip(1).map(|one| short(one)).collect();
         Ok((*at, *of, others))
     }
 
@@ -291,7 +294,7 @@ impl Tracer {
                     options.netns
                 };
                 let run = run.of_socket(is_of_node, netns);
-                let story = story::call(&run, question, place, call, candidates);
+                let story = story::call(&run, question, (call, origin), candidates);
                 (story, run)
             }
             Place::Device {

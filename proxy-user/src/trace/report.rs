@@ -236,6 +236,13 @@ impl<N: Names> Teller<'_, N> {
                 self.tables();
                 self.call(*verdict)
             }
+            Outcome::Lost => {
+                self.tables();
+                format!(
+                    "dropped: {} (this kernel can't refuse a datagram of an unconnected socket)",
+                    self.why_refused()
+                )
+            }
             Outcome::Packet(packet) => {
                 self.flow(packet);
                 self.tables();
@@ -489,22 +496,25 @@ impl<N: Names> Teller<'_, N> {
     }
 
     fn backends(&mut self, candidates: &[(u32, Backend)]) {
-        let mut text = words::count(candidates.len(), "backend", "backends");
-        text.push(':');
-        for (_, backend) in candidates.iter().take(LISTED) {
-            let here = match backend.flags & Backend::LOCAL {
-                0 => "",
-                _ => " (this node)",
-            };
-            text.push_str(&format!("\n  {}{here}", address(backend)));
-        }
+        let mut lines: Vec<String> = candidates
+            .iter()
+            .take(LISTED)
+            .map(|(_, backend)| {
+                let here = match backend.flags & Backend::LOCAL {
+                    0 => "",
+                    _ => " (this node)",
+                };
+                format!("{}{here}", address(backend))
+            })
+            .collect();
         if let Some(more) = candidates
             .len()
             .checked_sub(LISTED)
             .filter(|more| *more > 0)
         {
-            text.push_str(&format!("\n  and {more} more"));
+            lines.push(format!("and {more} more"));
         }
+        let text = lines.join("\n");
         self.line("backends", text);
     }
 
@@ -700,6 +710,7 @@ impl<N: Names> Teller<'_, N> {
                     "connect() fails with ECONNREFUSED".to_owned()
                 }
             },
+            (Outcome::Lost, _) => "sendto() succeeds, and nobody answers".to_owned(),
             (Outcome::Call(_), Kind::Dropped) => {
                 "the address stays as it is, and nobody answers: the application waits until its own \
                  timeout"

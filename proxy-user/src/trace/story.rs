@@ -15,7 +15,7 @@ use proxy_common::{
 };
 
 use super::{
-    place::{Call, Place},
+    place::{Call, Origin, Place},
     question::Question,
 };
 
@@ -36,6 +36,8 @@ pub enum Outcome {
     /// No program runs for sockets of this protocol.
     NotOurs,
     Call(socket::Verdict),
+    /// A datagram that a kernel without bpf_set_retval (before 5.18) can't refuse.
+    Lost,
     Packet(Box<PacketOutcome>),
 }
 
@@ -77,6 +79,7 @@ impl Story {
     pub fn kind(&self) -> Kind {
         match &self.outcome {
             Outcome::NotOurs => Kind::Untouched,
+            Outcome::Lost => Kind::Dropped,
             Outcome::Call(verdict) => match verdict {
                 socket::Verdict::Pass => Kind::Untouched,
                 socket::Verdict::Rewrite(to) if is_parked(to) => Kind::Refused,
@@ -102,7 +105,7 @@ impl Story {
                 packet.verdict.done()?;
                 packet.work.entry.dst
             }
-            Outcome::NotOurs | Outcome::Call(_) => return None,
+            Outcome::NotOurs | Outcome::Call(_) | Outcome::Lost => return None,
         };
         Some(to.socket_addr())
     }
@@ -166,11 +169,11 @@ pub(super) fn packet(
 pub(super) fn call(
     socket: &impl Socket,
     question: Question,
-    place: Place,
-    call: Call,
+    (call, origin): (Call, Origin),
     candidates: impl Fn(&Service) -> Vec<(u32, Backend)>,
 ) -> Story {
     let traced = Traced::new(socket);
+    let can_refuse = socket.can_refuse();
     let to = question.destination.into();
     let verdict = match (call, question.protocol) {
         (_, Protocol::Sctp) | (Call::Send, Protocol::Tcp) => None,
@@ -186,9 +189,14 @@ pub(super) fn call(
     };
     Story {
         question,
-        place,
+        place: Place::Socket(call, origin),
         lookups,
-        outcome: verdict.map_or(Outcome::NotOurs, Outcome::Call),
+        outcome: match verdict {
+            // The call goes to a port where nobody listens, and an unconnected socket is never told.
+            Some(socket::Verdict::Refuse) if !can_refuse && call == Call::Send => Outcome::Lost,
+            Some(verdict) => Outcome::Call(verdict),
+            None => Outcome::NotOurs,
+        },
         choice,
     }
 }

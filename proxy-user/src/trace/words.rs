@@ -44,11 +44,6 @@ pub(super) fn kind(frontend: &Frontend) -> &'static str {
     FrontendKind::from_number(frontend.kind).map_or("unknown", FrontendKind::name)
 }
 
-/// One of something, or several.
-pub(super) fn count(number: usize, one: &str, many: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { many })
-}
-
 /// How long ago.
 pub(super) fn ago(then_ns: u64, now_ns: u64) -> String {
     let passed = Duration::from_nanos(now_ns.saturating_sub(then_ns));
