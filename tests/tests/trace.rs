@@ -45,7 +45,7 @@ type Sort = (
 
 /// A Service of every sort; each has a ClusterIP, a NodePort and a load balancer's address.
 const SORTS: [Sort; 9] = [
-    ("plain", |service| service, &["near", "far", "away"]),
+    ("web", |service| service, &["near", "far", "away"]),
     ("empty", |service| service, &[]),
     (
         "outside-none-here",
@@ -509,11 +509,11 @@ fn the_command_tells_the_story_and_changes_nothing() -> Result<()> {
     let client = world.pod("client").ip4().to_string();
     let before = agent.status()?["counters"].clone();
     let of = |args: &[&str]| agent.call(&[&["trace"], args].concat());
-    let pod = of(&[&client, "default/plain:http"])?;
+    let pod = of(&[&client, "default/web:http"])?;
     println!("{pod}\n");
     for wanted in [
         "connect() of a pod of this node",
-        "ClusterIP 10.96.0.10:80/TCP of default/plain:http",
+        "ClusterIP 10.96.0.10:80/TCP of default/web:http",
         "backends  10.1.1.3:8080 (this node)\n",
         "verdict   translated: 10.96.0.10:80 is served by ",
     ] {
@@ -546,6 +546,15 @@ fn the_command_tells_the_story_and_changes_nothing() -> Result<()> {
         let text = of(&[&[laptop.as_str(), to.as_str()], args].concat())?;
         println!("{text}\n");
         ensure!(text.contains("the kernel agrees"), "{text}");
+    }
+    // What connect() leaves alone is dropped later.
+    let stray = of(&[&client, "10.96.77.77:80"])?;
+    println!("{stray}\n");
+    for wanted in [
+        "then      its packets meet the egress of eth0: dropped: the address is in a",
+        "verdict   left alone: no Service has 10.96.77.77:80",
+    ] {
+        ensure!(stray.contains(wanted), "no \"{wanted}\":\n{stray}");
     }
     // A flow that is known goes on, and no run is to change it.
     let node = SocketAddr::new(world.node("node-a").ip4(), node_port_of(0));
@@ -583,8 +592,8 @@ fn what_can_not_be_traced_is_told_in_one_line() -> Result<()> {
             "no frontend in the maps is of a Service default/none",
         ),
         (
-            &[&client, "default/plain"],
-            "has several ports; name one, as in default/plain:",
+            &[&client, "default/web"],
+            "has several ports; name one, as in default/web:",
         ),
         (
             &[&client, "10.96.0.10:80", "--kernel"],
@@ -602,5 +611,35 @@ fn what_can_not_be_traced_is_told_in_one_line() -> Result<()> {
         ensure!(error.contains(wanted), "{args:?}: {error}");
         ensure!(error.trim().lines().count() == 1, "{args:?}: {error}");
     }
+    Ok(())
+}
+
+/// Every block of docs/TRACE.md that begins with the command is what the command prints.
+#[test]
+fn the_documentation_shows_what_the_command_prints() -> Result<()> {
+    let fleet = fleet()?;
+    let agent = fleet.agent("node-a")?;
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/TRACE.md"))?;
+    let mut seen = 0;
+    for block in text.split("```").skip(1).step_by(2) {
+        let Some(sample) = block.trim().strip_prefix("$ kube-portal ") else {
+            continue;
+        };
+        let (command, wanted) = sample.split_once('\n').context("no output")?;
+        let args: Vec<&str> = command.split_whitespace().collect();
+        let printed = agent.call(&args)?;
+        // The kernel's draw is its own, and so are the numbers of programs.
+        let is_fixed = |line: &&str| !line.starts_with("kernel ") && !line.starts_with("      ");
+        let lines = |text: &str| -> Vec<String> {
+            let lines = text.trim().lines().filter(is_fixed);
+            lines.map(str::to_owned).collect()
+        };
+        ensure!(
+            lines(&printed) == lines(wanted),
+            "`{command}` prints\n{printed}\nand the documentation has\n{wanted}"
+        );
+        seen += 1;
+    }
+    ensure!(seen >= 4, "{seen} samples");
     Ok(())
 }

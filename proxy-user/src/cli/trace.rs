@@ -92,11 +92,22 @@ async fn trace(args: &TraceArgs, netns: u64) -> Result<(), CliError> {
     }
     let story = tracer.trace(question, place, options)?;
     let mut report = tracer.report(&story, &why, &notes);
-    let mut difference = None;
+    if let Some(sequel) = tracer.sequel(&story, options).await? {
+        report.add_sequel(sequel);
+    }
+    let mut failed = Ok(());
     if args.kernel {
-        let run = tracer.run_kernel(&story, options)?;
-        difference = run.agreement.is_difference().then_some(run.program_id);
-        report.set_kernel(run);
+        match tracer.run_kernel(&story, options) {
+            Ok(run) => {
+                if run.agreement.is_difference() {
+                    let program_id = run.program_id;
+                    failed = Err(CliError::KernelDiffers { program_id });
+                }
+                report.set_kernel(run);
+            }
+            // The story is worth a look all the same.
+            Err(error) => failed = Err(error.into()),
+        }
     }
     let text = if args.json {
         output::json(&report)?
@@ -107,10 +118,7 @@ async fn trace(args: &TraceArgs, netns: u64) -> Result<(), CliError> {
         })
     };
     output::print(&text)?;
-    match difference {
-        Some(program_id) => Err(CliError::KernelDiffers { program_id }),
-        None => Ok(()),
-    }
+    failed
 }
 
 /// Of the verdict, where somebody watches who wants colour (https://no-color.org).

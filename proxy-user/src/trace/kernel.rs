@@ -3,6 +3,8 @@
 //! No device sees the packet. But the program writes into the maps that it uses: what was not there before
 //! is taken out again, and what is counted stays counted.
 
+use std::net::SocketAddr;
+
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use proxy_common::{
     abi::{AffinityKey, Counter, FlowEntry, PortRange, Tuple},
@@ -39,6 +41,8 @@ pub struct KernelRun {
     pub program_id: u32,
     /// What it returned, in words.
     pub returned: String,
+    /// The backend that it drew, which may be another than the story's.
+    pub drew: Option<SocketAddr>,
     pub agreement: Agreement,
     /// What it wrote, and what became of that.
     pub written: Vec<String>,
@@ -151,6 +155,7 @@ impl Tracer {
         Ok(KernelRun {
             program_id,
             returned: code_words(returned),
+            drew: left.entry.map(|entry| entry.dst.socket_addr()),
             agreement: compare(expected, returned, &out, link, limited),
             written: left.written,
         })

@@ -25,6 +25,7 @@ use std::{
 use proxy_common::{
     abi::{Device, FrontendKind, Protocol},
     datapath::path::Hook,
+    wire::link::Link,
 };
 use rtnetlink::Handle;
 
@@ -35,7 +36,7 @@ pub use report::{Line, Report};
 pub use story::{Choice, Kind, Outcome, PacketOutcome, Story};
 
 use crate::{
-    devices::Facts,
+    devices::{Facts, Header},
     expiry::monotonic_ns,
     loader::{self, Constants, Features, OnDevice, PinError, Pins},
     maps::{MapStore as _, StoreError},
@@ -322,6 +323,53 @@ impl Tracer {
         }
         let helpers = Helpers::load(self.features).map_err(TraceError::Helpers)?;
         Ok(self.helpers.get_or_init(|| helpers))
+    }
+
+    /// What becomes of the packets of a call that is not translated, where they leave this node; `None`:
+    /// nothing of ours meets them there, or does anything to them.
+    ///
+    /// # Errors
+    /// As of [`Self::trace`].
+    pub async fn sequel(
+        &self,
+        story: &Story,
+        options: Options,
+    ) -> Result<Option<String>, TraceError> {
+        let is_left = matches!(story.kind(), Kind::Untouched | Kind::Dropped);
+        if !is_left || !matches!(story.place, Place::Socket(..)) {
+            return Ok(None);
+        }
+        let destination = story.question.destination.ip();
+        let route = node_net::route_to(&self.netlink, destination)
+            .await
+            .map_err(|error| TraceError::Devices(error.to_string()))?;
+        let Some((ifindex, _)) = route else {
+            return Ok(None);
+        };
+        let hook = Hook::Egress;
+        let header = self.facts.link(ifindex).map(|link| link.header);
+        let link = match header {
+            Some(Header::Ethernet) => Link::Ethernet,
+            Some(Header::None) => Link::None,
+            Some(Header::Other(_)) | None => return Ok(None),
+        };
+        if self.program_at(hook, ifindex).is_none() {
+            return Ok(None);
+        }
+        let place = Place::Device {
+            hook,
+            ifindex,
+            link,
+        };
+        let later = self.trace(story.question, place, options)?;
+        if later.kind() == Kind::Untouched {
+            return Ok(None);
+        }
+        let summary = Report::new(&later, self, "", monotonic_ns()).summary;
+        let device = self.device_name(ifindex);
+        Ok(Some(format!(
+            "its packets meet the egress of {device}: {summary}"
+        )))
     }
 
     /// What to print of a story. `why`: of the place; `more`: what else is to be known.

@@ -110,11 +110,22 @@ impl Report {
         self.story.extend(lines);
     }
 
+    /// What becomes of its packets later.
+    pub(crate) fn add_sequel(&mut self, text: String) {
+        self.story.push(Line { what: "then", text });
+    }
+
     /// What the loaded program did.
     pub fn set_kernel(&mut self, run: KernelRun) {
+        let drew = run.drew.map_or_else(String::new, |backend| {
+            format!(" drew {backend} for itself, and")
+        });
         self.story.push(Line {
             what: "kernel",
-            text: format!("program {} returned {}", run.program_id, run.returned),
+            text: format!(
+                "the loaded program {}{drew} returned {}",
+                run.program_id, run.returned
+            ),
         });
         let written = run.written.iter().map(|text| Line {
             what: "wrote",
@@ -122,13 +133,19 @@ impl Report {
         });
         self.story.extend(written);
         let text = match &run.agreement {
+            Agreement::Agrees if run.drew.is_some() => {
+                "the kernel agrees: with the same draw the trace comes to the same bytes".to_owned()
+            }
             Agreement::Agrees => "the kernel agrees".to_owned(),
             Agreement::AgreesInPart(why) => {
                 format!("the kernel agrees as far as can be seen: {why}")
             }
             Agreement::Differs(how) => format!("THE KERNEL DIFFERS: {how}"),
         };
-        self.story.push(Line { what: "", text });
+        self.story.push(Line {
+            what: "compared",
+            text,
+        });
         self.kernel = Some(run);
     }
 
@@ -529,7 +546,7 @@ impl<N: Names> Teller<'_, N> {
         match verdict {
             socket::Verdict::Pass => match frontend {
                 Some(_) => format!("left alone: {to} is for processes of this node only"),
-                None => format!("left alone: no Service has {to}, and {name} goes there as it is"),
+                None => format!("left alone: no Service has {to}"),
             },
             socket::Verdict::Rewrite(backend) if is_parked(&backend) => {
                 self.line(
