@@ -135,28 +135,43 @@ impl Tracer {
         let left = self.take_out(&tuple, &before)?;
         let (returned, out) = ran?;
         let limited = limited != self.live.store.counter(Counter::PacketAnswerLimited);
-        // The program has drawn for itself: the same draws again.
-        let again = match &left.entry {
-            Some(entry) => {
-                let given = self.draws(story, entry);
-                Some(self.run(
-                    story.question,
-                    story.place,
-                    options,
-                    Dice::loaded(options.seed, given),
-                )?)
-            }
-            None => None,
+        let judge = |packet: &PacketOutcome| compare(packet, returned, &out, link, limited);
+        let again = |given: Vec<u32>| {
+            let dice = Dice::loaded(options.seed, given);
+            self.run(story.question, story.place, options, dice)
         };
-        let expected = match again.as_ref().map(|story| &story.outcome) {
-            Some(Outcome::Packet(again)) => again,
-            Some(_) | None => packet,
+        // The program has drawn for itself: the same draws again.
+        let agreement = match &left.entry {
+            Some(entry) => match again(self.draws(story, entry))?.outcome {
+                Outcome::Packet(packet) => judge(&packet),
+                Outcome::NotOurs | Outcome::Call(_) | Outcome::Lost => judge(packet),
+            },
+            None => match judge(packet) {
+                // What is dropped leaves nothing that tells what was drawn: any of them will do.
+                Agreement::Differs(how) => Self::other_draws(story)
+                    .filter_map(|index| again(vec![index]).ok())
+                    .find_map(|story| {
+                        if let Outcome::Packet(packet) = story.outcome
+                            && packet.verdict.done().is_none()
+                            && !judge(&packet).is_difference()
+                        {
+                            let backend = story.choice?.backend;
+                            Some(Agreement::AgreesInPart(format!(
+                                "the program must have drawn another backend, such as {backend}"
+                            )))
+                        } else {
+                            None
+                        }
+                    })
+                    .unwrap_or(Agreement::Differs(how)),
+                agreement @ (Agreement::Agrees | Agreement::AgreesInPart(_)) => agreement,
+            },
         };
         Ok(KernelRun {
             program_id,
             returned: code_words(returned),
             drew: left.entry.map(|entry| entry.dst.socket_addr()),
-            agreement: compare(expected, returned, &out, link, limited),
+            agreement,
             written: left.written,
         })
     }
@@ -206,6 +221,13 @@ impl Tracer {
         }
         written.push("KP_COUNTERS: one packet more, which stays counted".to_owned());
         Ok(Left { entry, written })
+    }
+
+    /// Numbers with which the datapath draws each of the backends.
+    fn other_draws(story: &Story) -> std::ops::Range<u32> {
+        let choice = story.choice.as_ref().filter(|choice| !choice.is_kept);
+        let count = choice.map_or(0, |choice| choice.candidates.len());
+        0..u32::try_from(count).unwrap_or(0)
     }
 
     /// Numbers with which the datapath draws the backend and the source port of this entry.

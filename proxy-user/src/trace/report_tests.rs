@@ -346,6 +346,10 @@ fn a_packet_that_nobody_serves_says_what_the_client_gets() {
     maps.routes.clear();
     maps.seed.set(0);
     let text = packet(&maps, "10.96.0.1:80");
+    assert!(
+        text.contains("choice    10.1.2.2:8080, by a draw"),
+        "{text}"
+    );
     assert!(text.contains("route     none to 10.1.2.2"), "{text}");
     assert!(
         text.contains("verdict   dropped: this node has no route to the backend"),

@@ -144,7 +144,6 @@ pub(super) fn packet(
     let verdict = path::run(hook, link, &mut bytes, &traced, &mut work);
     let answered =
         Cause::of(verdict).is_some_and(|cause| answer::answer(cause, &mut bytes, &traced, &work));
-    let backend = verdict.done().map(|_| work.entry.dst);
     let lookups = traced.into_lookups();
     Story {
         question,
@@ -153,7 +152,7 @@ pub(super) fn packet(
             ifindex,
             link,
         },
-        choice: backend.and_then(|backend| choice(&lookups, backend, candidates)),
+        choice: choice(&lookups, candidates),
         lookups,
         outcome: Outcome::Packet(Box::new(PacketOutcome {
             verdict,
@@ -181,12 +180,7 @@ pub(super) fn call(
         (Call::Send, Protocol::Udp) => Some(socket::send(&traced, &to)),
     };
     let lookups = traced.into_lookups();
-    let choice = match verdict {
-        Some(socket::Verdict::Rewrite(backend)) if !is_parked(&backend) => {
-            choice(&lookups, backend, candidates)
-        }
-        Some(_) | None => None,
-    };
+    let choice = choice(&lookups, candidates);
     Story {
         question,
         place: Place::Socket(call, origin),
@@ -201,9 +195,9 @@ pub(super) fn call(
     }
 }
 
+/// Whatever became of the packet later.
 fn choice(
     lookups: &[Lookup],
-    backend: SockAddr,
     candidates: impl Fn(&Service) -> Vec<(u32, Backend)>,
 ) -> Option<Choice> {
     let (id, service) = lookups.iter().find_map(|lookup| {
@@ -213,12 +207,24 @@ fn choice(
             None
         }
     })?;
+    let drawn = lookups.iter().find_map(|lookup| {
+        if let Lookup::Slot(_, Some(id)) = lookup {
+            Some(*id)
+        } else {
+            None
+        }
+    });
+    let backend = lookups.iter().find_map(|lookup| match (drawn, lookup) {
+        (Some(drawn), Lookup::Backend(id, Some(backend))) if *id == drawn => {
+            Some(SockAddr::from_parts(backend.addr, backend.port_be))
+        }
+        (None, Lookup::AffinitySet(_, entry, _)) => Some(entry.backend),
+        (Some(_) | None, _) => None,
+    })?;
     Some(Choice {
         service: id,
         candidates: candidates(service),
         backend,
-        is_kept: !lookups
-            .iter()
-            .any(|lookup| matches!(lookup, Lookup::Slot(..))),
+        is_kept: drawn.is_none(),
     })
 }
