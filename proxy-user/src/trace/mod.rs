@@ -437,7 +437,14 @@ pub fn netns_of(pid: u32) -> Result<u64, TraceError> {
     };
     // A thread of its own: the others stay where they are.
     let entered = std::thread::spawn(enter).join();
-    entered
-        .unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")))
-        .map_err(|source| TraceError::Netns { pid, source })
+    let entered = entered.unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")));
+    entered.map_err(|source| TraceError::Netns {
+        pid,
+        source: match source.raw_os_error() {
+            Some(libc::ENOPROTOOPT) => std::io::Error::other(
+                "this kernel does not tell its cookie (SO_NETNS_COOKIE, Linux 5.14); leave --netns out",
+            ),
+            Some(_) | None => source,
+        },
+    })
 }

@@ -477,12 +477,17 @@ impl<N: Names> Teller<'_, N> {
             format!("ClientIP: a client keeps its backend for {lasts}; {known}"),
         );
         if key.client.addr.is_unspecified() && key.client.netns == 0 {
-            self.line(
-                "note",
-                "a pod is known by its network namespace, which an address does not tell: name a process of \
-                 the pod by --netns PID to see what it has"
-                    .to_owned(),
-            );
+            let text = match self.story.place {
+                Place::Socket(_, Origin::Node) => {
+                    "this node is known by its network namespace, whose cookie this kernel does not tell \
+                     (Linux 5.14 does): what it has can't be looked up"
+                }
+                Place::Socket(_, Origin::Pod) | Place::Device { .. } => {
+                    "a pod is known by its network namespace, which an address does not tell: name a \
+                     process of the pod by --netns PID to see what it has"
+                }
+            };
+            self.line("note", text.to_owned());
         }
     }
 
