@@ -20,7 +20,7 @@ use proxy_common::{
         flow::Flow,
         lookup::Tables,
         path::{Node, Route, Way},
-        socket::Socket,
+        socket::{Decision, Socket},
     },
 };
 
@@ -237,6 +237,10 @@ impl Tables for Run<'_> {
     }
 
     fn count(&self, _counter: Counter) {}
+
+    fn count_connection(&self, _service: u32, _backend_id: u32) {}
+
+    fn count_failure(&self, _service: u32) {}
 }
 
 impl Conntrack for Run<'_> {
@@ -416,4 +420,6 @@ impl Socket for Run<'_> {
         self.udp_reverse.borrow_mut().insert(*key, *frontend);
         true
     }
+
+    fn tell(&self, _decision: &Decision) {}
 }

@@ -150,6 +150,10 @@ pub(super) fn lookup(lookup: &Lookup, names: &impl Names) -> String {
         }
         Lookup::Random(number) => format!("a random number: {number}"),
         Lookup::Count(counter) => format!("KP_COUNTERS {}: would be one more", counter.name()),
+        Lookup::CountConnection(id, backend_id) => {
+            format!("KP_BACKEND_STATS {backend_id} of service {id}: would be one connection more")
+        }
+        Lookup::CountFailure(id) => format!("KP_SERVICE_STATS {id}: would be one failure more"),
         Lookup::Flow(at, key, there) => {
             let there = found(there.as_ref(), entry);
             format!("{} {}: {there}", table(*at), tuple(key))
