@@ -31,5 +31,6 @@ pub mod status;
 pub mod surfaces;
 pub mod sync;
 mod top;
+pub mod trace;
 pub mod waiting;
 pub mod watch;

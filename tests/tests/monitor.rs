@@ -323,6 +323,7 @@ fn connections_and_failures_are_counted_for_each_service_and_backend() -> Result
         let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         for (id, stats) in store.service_stats()? {
             let name = store.name(id).context("a service without a name")?;
+            let name = name.text().into_owned();
             let sum = sums.entry(name).or_default();
             (sum.0, sum.1) = (sum.0 + stats.connections, sum.1 + stats.failures);
         }
@@ -363,7 +364,7 @@ fn connections_and_failures_are_counted_for_each_service_and_backend() -> Result
             let backend = store.backend(id).context("a backend")?;
             let is_http = store
                 .name(backend.service)
-                .is_some_and(|name| name.ends_with(":http"));
+                .is_some_and(|name| name.text().ends_with(":http"));
             if is_http && [pod.ip4(), pod.ip6()].contains(&backend.addr.ip()) {
                 count += stats.connections;
             }

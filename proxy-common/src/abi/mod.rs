@@ -8,6 +8,7 @@ mod addr;
 mod affinity;
 mod conntrack;
 mod counter;
+mod inquiry;
 mod layout;
 mod monitor;
 mod name;
@@ -25,6 +26,7 @@ pub use conntrack::{
     Tuple, Via,
 };
 pub use counter::{Counter, Kind};
+pub use inquiry::Inquiry;
 pub use monitor::{MONITOR_SERVICES, MonitorEvent, MonitorFilter, MonitorHook};
 pub use name::ServiceName;
 pub use prefix::{NetKey, SourceRange, SourceRangeKey};

@@ -14,3 +14,5 @@ pub mod translate;
 
 #[cfg(any(test, feature = "std"))]
 pub mod fake;
+#[cfg(any(test, feature = "std"))]
+pub mod traced;

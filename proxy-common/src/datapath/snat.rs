@@ -24,7 +24,7 @@ pub const TRIES: u32 = 10;
 
 /// From one try to the next. Taken ports gather where one try after another looks at the next one; a
 /// prime reaches every port of every range.
-const STRIDE: u32 = 2_654_435_761;
+pub const STRIDE: u32 = 2_654_435_761;
 
 /// Tries for a port that nobody has, before one is taken from a flow that is done with it.
 const PATIENT_TRIES: u32 = 1;

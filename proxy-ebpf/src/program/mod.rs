@@ -1,4 +1,5 @@
 //! Entries: one function a hook.
 
+mod ask;
 mod cgroup;
 mod tc;

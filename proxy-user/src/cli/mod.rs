@@ -15,6 +15,7 @@ pub(crate) mod snat_ports;
 mod source;
 mod status;
 mod top;
+mod trace;
 
 use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
 
@@ -28,6 +29,7 @@ use crate::{
     loader::{LoadError, PinError, PreflightError},
     maps::StoreError,
     monitor::listen::MonitorError,
+    trace::TraceError,
 };
 
 /// Of the program, and of the maps and programs it shares with the kernel: agents of one ABI take those of
@@ -44,7 +46,7 @@ static VERSION: LazyLock<String> =
 #[command(
     name = "kube-portal",
     version = VERSION.as_str(),
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else, 6 something would change (plan)"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 this node can't run it, 4 nothing is pinned there, 5 the maps had been changed by somebody else, 6 something would change (plan), 7 the kernel differs from the trace"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -73,6 +75,11 @@ enum Command {
     /// Show what would change in the maps if the agent ran now, and write nothing. Give it what `run` is
     /// given for source, node and configuration. Exit code 0: nothing; 6: something.
     Plan(Box<plan::PlanArgs>),
+    /// Say where a connection would go, and why: every lookup, and the verdict, in words.
+    ///
+    /// The datapath's own functions run on the maps as they are now. Nothing is changed: what they would
+    /// write stays in memory. Needs no running agent.
+    Trace(trace::TraceArgs),
     /// Detach and remove every program, link, map and pin that is ours, and say what was removed; or, with
     /// --kube-proxy, what a kube-proxy left.
     Cleanup(cleanup::CleanupArgs),
@@ -148,6 +155,12 @@ pub enum CliError {
         "not all was listed{why} within {secs} s, so nothing can be planned; see that it is there and answers, or wait longer with --timeout"
     )]
     NotListed { secs: u64, why: String },
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error(
+        "the loaded program {program_id} does something else than the trace: is it of another build than this command?"
+    )]
+    KernelDiffers { program_id: u32 },
     #[error("what kube-proxy left is not all gone: {0}")]
     Leftovers(String),
     /// `check` has printed them.
@@ -163,7 +176,10 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::Config(error) if error.is_usage() => 2,
             Self::Preflight(_) | Self::CannotRun(_) => 3,
-            Self::Pin(PinError::Nothing { .. }) => 4,
+            Self::Trace(error) if error.is_usage() => 2,
+            Self::Pin(PinError::Nothing { .. })
+            | Self::Trace(TraceError::Pin(PinError::Nothing { .. })) => 4,
+            Self::KernelDiffers { .. } => 7,
             Self::Drift { .. } => 5,
             Self::WouldChange => 6,
             Self::Config(_)
@@ -178,6 +194,7 @@ impl CliError {
             | Self::Listen(_)
             | Self::Devices(_)
             | Self::Leftovers(_)
+            | Self::Trace(_)
             | Self::Io { .. } => 1,
         }
     }
@@ -199,6 +216,7 @@ impl Cli {
             Command::Top(args) => top::execute(&args),
             Command::Inspect(args) => inspect::execute(&args),
             Command::Plan(args) => plan::execute(*args),
+            Command::Trace(args) => trace::execute(&args),
             Command::Cleanup(args) => cleanup::execute(&args),
             Command::Completions(args) => manual::completions(&args),
             Command::Man(args) => manual::man(&args),

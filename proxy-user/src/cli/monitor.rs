@@ -143,7 +143,9 @@ fn watch(
 
 fn context(event: &MonitorEvent, store: &BpfStore, devices: &mut HashMap<u32, String>) -> Context {
     Context {
-        service: store.name(event.service),
+        service: store
+            .name(event.service)
+            .map(|name| name.text().into_owned()),
         command: (event.tgid != 0)
             .then(|| read::command(event.tgid))
             .flatten(),

@@ -37,7 +37,7 @@ impl Features {
                 BpfHelper::BPF_FUNC_set_retval,
             )
             .unwrap_or(false),
-            node_netns: node_netns().unwrap_or(0),
+            node_netns: netns_cookie().unwrap_or(0),
             coarse_clock: is_helper_supported(
                 ProgramType::SchedClassifier,
                 BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
@@ -49,7 +49,8 @@ impl Features {
     }
 }
 
-fn node_netns() -> std::io::Result<u64> {
+/// Of the calling thread's network namespace.
+pub(crate) fn netns_cookie() -> std::io::Result<u64> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let mut cookie = 0_u64;
     let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).expect("eight bytes");

@@ -167,6 +167,10 @@ impl Link {
         Ok(u64::from_ne_bytes(bytes))
     }
 
+    pub(super) fn program_id(&self) -> io::Result<u32> {
+        Ok(self.info()?.prog_id)
+    }
+
     /// `None` if it is no device's link.
     pub(super) fn device(&self) -> io::Result<Option<AtDevice>> {
         let info = self.info()?;

@@ -18,12 +18,14 @@ pub mod program_log;
 mod programs;
 mod raw_map;
 mod resize;
+mod running;
 mod sizes;
 pub(crate) mod sys;
 
 pub use attach::{Fixed, LoadError, Loaded, OBJECT, SweptMaps, load, take_map};
 pub use batch::{AffinityMap, Counted, FlowMap, SocketMap, UdpFlowMap, UdpReverseMap};
 pub use features::Features;
+pub(crate) use features::netns_cookie;
 pub use hook::Hook;
 pub use others::{AtCgroup, AtDevice, How, Others, Sharing, at_cgroups, at_devices, with_parents};
 pub use packet::{
@@ -38,4 +40,5 @@ pub use preflight::{
 pub use probe::{Probed, Tried, probe};
 pub use programs::{Account, Programs};
 pub use raw_map::Position;
+pub(crate) use running::{Constants, ask_program, running_program};
 pub use sizes::{Sizes, Taken, available, mib};

@@ -309,6 +309,7 @@ pub struct OnDevice {
     pub ifindex: u32,
     pub hook: Hook,
     pub mechanism: Mechanism,
+    pub program_id: u32,
 }
 
 /// Every device hook that runs something of ours; needs no agent.
@@ -327,6 +328,7 @@ pub async fn on_devices(pins: &Pins) -> Result<Vec<OnDevice>, String> {
                 ifindex: at.ifindex,
                 hook,
                 mechanism: Mechanism::Tcx,
+                program_id: at.program_id,
             });
         }
     }
@@ -335,11 +337,12 @@ pub async fn on_devices(pins: &Pins) -> Result<Vec<OnDevice>, String> {
     for ifindex in clsact::devices(&netlink).await.map_err(words)? {
         let filters = clsact::filters(&netlink, ifindex).await.map_err(words)?;
         for hook in Hook::BOTH {
-            if clsact::ours(hook, &filters).is_some() {
+            if let Some(filter) = clsact::ours(hook, &filters) {
                 found.push(OnDevice {
                     ifindex,
                     hook,
                     mechanism: Mechanism::Clsact,
+                    program_id: filter.program_id,
                 });
             }
         }

@@ -8,8 +8,8 @@ use aya::maps::{
 };
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, Backend, BackendStats, Counter, Frontend, FrontendKey, Service, ServiceAffinity,
-    ServiceName, ServiceStats, ServiceWord, SocketFlow, SourceRange, map,
+    Addr, Backend, BackendStats, Counter, Frontend, FrontendKey, NetKey, Service, ServiceAffinity,
+    ServiceName, ServiceStats, ServiceWord, SocketFlow, SourceRange, SourceRangeKey, map,
 };
 
 use super::{
@@ -176,10 +176,15 @@ impl BpfStore {
         self.backends.load(id).ok().map(Backend::from_bytes)
     }
 
+    /// The backend id in a slot.
+    pub fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.load_u32(index).ok()
+    }
+
     /// `namespace/name:port` of a service.
-    pub fn name(&self, service: u32) -> Option<String> {
+    pub fn name(&self, service: u32) -> Option<ServiceName> {
         let bytes = self.names.map.get(&service.to_ne_bytes(), 0).ok()?;
-        Some(ServiceName::from_bytes(bytes).text().into_owned())
+        Some(ServiceName::from_bytes(bytes))
     }
 
     /// Of all services, by id.
@@ -191,7 +196,29 @@ impl BpfStore {
         })
     }
 
-    fn service(&self, id: u32) -> Result<Service, StoreError> {
+    /// Whether a source range of the service holds the address.
+    pub fn is_in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        let SourceRangeKey {
+            prefix_length,
+            range,
+        } = SourceRangeKey::of(service, *addr);
+        let key = Key::new(prefix_length, range.to_bytes());
+        self.source_ranges.get(&key, 0).is_ok()
+    }
+
+    /// Whether ClusterIPs come from where the address is.
+    pub fn is_in_service_nets(&self, addr: &Addr) -> bool {
+        let key = Key::new(NetKey::of(*addr).prefix_length, addr_bytes(addr));
+        self.service_nets.get(&key, 0).is_ok()
+    }
+
+    /// One of the counters.
+    pub fn counter(&self, counter: Counter) -> Option<u64> {
+        let values = self.counters.get(&counter.index(), 0).ok()?;
+        Some(values.iter().sum())
+    }
+
+    pub fn service(&self, id: u32) -> Result<Service, StoreError> {
         service(&self.services, id)
     }
 
@@ -368,11 +395,19 @@ fn source_range_key(service: u32, range: &IpNet) -> Key<Bytes<{ SourceRange::SIZ
 
 fn service_net_key(net: &IpNet) -> Key<Bytes<ADDR_SIZE>> {
     let (addr, bits) = prefix::of_net(net);
-    // The bytes of an address alone: those behind the service.
-    let bytes = SourceRange { service: 0, addr }.to_bytes();
+    Key::new(bits, addr_bytes(&addr))
+}
+
+/// The bytes of an address alone: those behind the service.
+fn addr_bytes(addr: &Addr) -> Bytes<ADDR_SIZE> {
+    let range = SourceRange {
+        service: 0,
+        addr: *addr,
+    };
+    let bytes = range.to_bytes();
     let mut key = [0; ADDR_SIZE];
     key.copy_from_slice(&bytes[bytes.len() - ADDR_SIZE..]);
-    Key::new(bits, key)
+    key
 }
 
 /// The entry that the step puts into FRONTENDS, if it is about that.

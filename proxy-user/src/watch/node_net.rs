@@ -2,7 +2,7 @@
 //! some of the addresses; the packet path belongs on some of the devices.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -219,7 +219,7 @@ pub(crate) async fn facts() -> Result<Facts, String> {
     list(&handle).await.map_err(|error| error.to_string())
 }
 
-async fn list(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
+pub(crate) async fn list(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let addresses: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;
     let mut links: Vec<Link> = links.iter().filter_map(link).collect();
@@ -289,6 +289,59 @@ async fn default_route(
         }
     }
     Ok(BTreeSet::new())
+}
+
+/// By which device packets of this node go to `destination`, and whether another host is to carry them on;
+/// `None`: nowhere.
+pub(crate) async fn route_to(
+    handle: &Handle,
+    destination: IpAddr,
+) -> Result<Option<(u32, bool)>, rtnetlink::Error> {
+    let mut message = RouteMessage::default();
+    let (family, bits, to) = match destination {
+        IpAddr::V4(ip) => (AddressFamily::Inet, 32, RouteAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(ip)),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = bits;
+    message.attributes.push(RouteAttribute::Destination(to));
+    let routes: Vec<RouteMessage> = match handle.route().get(message).execute().try_collect().await
+    {
+        Ok(routes) => routes,
+        // No route, or one that says so.
+        Err(rtnetlink::Error::NetlinkError(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(routes.first().and_then(|route| {
+        let is_via = |attribute: &RouteAttribute| {
+            matches!(
+                attribute,
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_)
+            )
+        };
+        let device = devices_of(route).first().copied()?;
+        Some((device, route.attributes.iter().any(is_via)))
+    }))
+}
+
+/// The link-layer addresses of the devices that have one of Ethernet's, by index.
+pub(crate) async fn ethernet_addresses(
+    handle: &Handle,
+) -> Result<BTreeMap<u32, [u8; 6]>, rtnetlink::Error> {
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+    let address = |link: &LinkMessage| {
+        link.attributes.iter().find_map(|attribute| {
+            if let LinkAttribute::Address(bytes) = attribute {
+                <[u8; 6]>::try_from(bytes.as_slice()).ok()
+            } else {
+                None
+            }
+        })
+    };
+    Ok(links
+        .iter()
+        .filter_map(|link| Some((link.header.index, address(link)?)))
+        .collect())
 }
 
 fn devices_of(route: &RouteMessage) -> Vec<u32> {

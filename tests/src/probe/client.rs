@@ -15,8 +15,8 @@ use nix::unistd::Uid;
 
 pub use super::handles::{Churn, Connection, Server, Udp};
 use super::{
-    Answer, Ask, BenchPlan, BenchResult, ChurnPlan, Frame, LoadPlan, LoadResult, NetError, Proto,
-    Request, Response, Tally, sctp::Way,
+    Answer, Ask, BenchPlan, BenchResult, ChurnPlan, Dial, Dialled, Frame, LoadPlan, LoadResult,
+    NetError, Proto, Request, Response, Tally, sctp::Way,
 };
 use crate::binaries;
 use crate::pod::Place;
@@ -275,6 +275,20 @@ impl Probe {
             return Err(self.unexpected());
         };
         Ok(results)
+    }
+
+    /// Makes all of these calls at once, and looks at what has come of them while the sockets are open.
+    pub fn dial<T>(
+        &self,
+        calls: Vec<(Dial, SocketAddr)>,
+        look: impl FnOnce(&[Dialled]) -> Result<T>,
+    ) -> Result<T> {
+        let Response::Dialled { id, calls } = self.ask(Request::Dial { calls }, TIMEOUT)? else {
+            return Err(self.unexpected());
+        };
+        let seen = look(&calls);
+        self.ask(Request::HangUp { dialled: id }, TIMEOUT)?;
+        seen
     }
 
     /// Does as much as goes for the plan's time.

@@ -6,6 +6,7 @@
 mod bench;
 mod churn;
 pub mod client;
+mod dial;
 mod handles;
 mod http;
 mod load;
@@ -21,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+pub use dial::{Dial, Dialled};
 pub use udp::any_like;
 
 use nix::errno::Errno;
@@ -135,6 +137,10 @@ pub enum Request {
     ChurnReport { churn: u64 },
     /// Stop, and say what has happened.
     ChurnStop { churn: u64 },
+    /// Make all of these calls, none of which waits, with a socket each.
+    Dial { calls: Vec<(Dial, SocketAddr)> },
+    /// Close those sockets.
+    HangUp { dialled: u64 },
     /// Measure times.
     Bench(BenchPlan),
     /// Measure how much goes.
@@ -156,6 +162,10 @@ pub enum Response {
     Address(SocketAddr),
     Tally(Tally),
     Churn(ChurnReport),
+    Dialled {
+        id: u64,
+        calls: Vec<Dialled>,
+    },
     Bench(Vec<BenchResult>),
     Load(LoadResult),
     Failed(NetError),

@@ -9,11 +9,12 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use socket2::Socket;
 
 use super::churn::Churn;
 use super::serve::{self, Server};
 use super::tcp::Connection;
-use super::{Connected, Frame, NetError, Request, Response, bench, load, sctp, tcp, udp};
+use super::{Connected, Frame, NetError, Request, Response, bench, dial, load, sctp, tcp, udp};
 
 /// Answers requests from stdin until it ends.
 pub fn run() -> Result<()> {
@@ -47,6 +48,7 @@ struct Probe {
     connections: Table<Shared<Connection>>,
     sockets: Table<Arc<UdpSocket>>,
     churns: Table<Arc<Churn>>,
+    dialled: Table<Vec<Socket>>,
 }
 
 impl Probe {
@@ -161,6 +163,13 @@ impl Probe {
             }
             Request::ChurnReport { churn } => Ok(Response::Churn(self.churns.get(churn)?.report())),
             Request::ChurnStop { churn } => Ok(Response::Churn(self.churns.remove(churn)?.stop())),
+            Request::Dial { calls } => {
+                let (sockets, calls) = dial::dial(&calls)?;
+                let id = self.id();
+                self.dialled.insert(id, sockets);
+                Ok(Response::Dialled { id, calls })
+            }
+            Request::HangUp { dialled } => self.dialled.remove(dialled).map(|_| Response::Done),
             Request::Bench(plan) => bench::run(&plan).map(Response::Bench),
             Request::Load(plan) => load::run(&plan).map(Response::Load),
         }

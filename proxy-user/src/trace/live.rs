@@ -1,0 +1,425 @@
+//! The pinned maps as they are now, and one run of the datapath on them. What it writes stays in memory: a
+//! trace changes nothing.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+};
+
+use aya::maps::{HashMap as BpfHashMap, Map, MapData};
+use proxy_common::{
+    abi::Addr,
+    abi::{
+        AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, SocketFlow, Tuple,
+        UdpFlow, UdpFlowKey, map,
+    },
+    datapath::{
+        answer::Budget,
+        conntrack::{Conntrack, SECOND_NS, Table, timeout_index},
+        flow::Flow,
+        lookup::Tables,
+        path::{Node, Route, Way},
+        socket::{Decision, Socket},
+    },
+};
+
+use super::helpers::Helpers;
+use crate::{
+    loader::{AffinityMap, Constants, FlowMap, PinError, Pins},
+    maps::bpf::{BpfStore, OpenError},
+};
+
+type DeviceMap = BpfHashMap<MapData, u32, [u8; Device::SIZE]>;
+
+/// The maps, and what the running programs were loaded with.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) store: BpfStore,
+    pub(super) flows: FlowMap,
+    pub(super) half_open: FlowMap,
+    pub(super) affinity: AffinityMap,
+    devices: DeviceMap,
+    pub(super) constants: Constants,
+}
+
+impl Live {
+    pub(super) fn open(pins: &Pins, constants: Constants) -> Result<Self, PinError> {
+        let store = pins.open_store()?;
+        let open = |source| OpenError::Open {
+            map: map::DEVICES,
+            source,
+        };
+        let devices = MapData::from_pin(pins.map(map::DEVICES)).map_err(open)?;
+        Ok(Self {
+            store,
+            flows: FlowMap::from_pin(&pins.map(map::FLOWS))?,
+            half_open: FlowMap::half_open_from_pin(&pins.map(map::HALF_OPEN))?,
+            affinity: AffinityMap::from_pin(&pins.map(map::AFFINITY))?,
+            devices: DeviceMap::try_from(Map::HashMap(devices)).map_err(open)?,
+            constants,
+        })
+    }
+
+    pub(super) fn device(&self, ifindex: u32) -> Option<Device> {
+        self.devices.get(&ifindex, 0).ok().map(Device::from_bytes)
+    }
+
+    /// What gets new connections of a service, in the order of its slots.
+    pub(super) fn candidates(&self, service: &Service) -> Vec<(u32, Backend)> {
+        let word = service.word;
+        (0..word.count())
+            .filter_map(|index| {
+                let id = self.store.slot(word.first_slot().checked_add(index)?)?;
+                Some((id, self.store.backend(id)?))
+            })
+            .collect()
+    }
+
+    fn table(&self, table: Table) -> &FlowMap {
+        match table {
+            Table::Established => &self.flows,
+            Table::HalfOpen => &self.half_open,
+        }
+    }
+}
+
+/// Draws that are given first, and then any.
+#[derive(Debug)]
+pub(super) struct Dice {
+    given: VecDeque<u32>,
+    rng: fastrand::Rng,
+}
+
+impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self::loaded(seed, [])
+    }
+
+    pub(super) fn loaded(seed: u64, given: impl IntoIterator<Item = u32>) -> Self {
+        Self {
+            given: given.into_iter().collect(),
+            rng: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.given.pop_front().unwrap_or_else(|| self.rng.u32(..))
+    }
+}
+
+type Written = HashMap<Tuple, Option<FlowEntry>>;
+
+/// One run.
+#[derive(Debug)]
+pub(super) struct Run<'a> {
+    live: &'a Live,
+    /// Of the packet path only.
+    helpers: Option<&'a Helpers>,
+    dice: RefCell<Dice>,
+    now_ns: u64,
+    ifindex: u32,
+    is_of_node: bool,
+    netns: u64,
+    half_open: RefCell<Written>,
+    established: RefCell<Written>,
+    affinity: RefCell<HashMap<AffinityKey, AffinityEntry>>,
+    socket: Cell<Option<SocketFlow>>,
+    udp_flows: RefCell<HashMap<UdpFlowKey, UdpFlow>>,
+    udp_reverse: RefCell<HashMap<UdpFlowKey, SockAddr>>,
+    next_answer_ns: Cell<u64>,
+    /// The first question the kernel did not answer.
+    trouble: RefCell<Option<String>>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(live: &'a Live, now_ns: u64, dice: Dice) -> Self {
+        Self {
+            live,
+            helpers: None,
+            dice: RefCell::new(dice),
+            now_ns,
+            ifindex: 0,
+            is_of_node: false,
+            netns: 0,
+            half_open: RefCell::default(),
+            established: RefCell::default(),
+            affinity: RefCell::default(),
+            socket: Cell::new(None),
+            udp_flows: RefCell::default(),
+            udp_reverse: RefCell::default(),
+            next_answer_ns: Cell::new(0),
+            trouble: RefCell::default(),
+        }
+    }
+
+    /// For a packet at this device.
+    pub(super) fn at_device(self, ifindex: u32, helpers: &'a Helpers) -> Self {
+        Self {
+            helpers: Some(helpers),
+            ifindex,
+            ..self
+        }
+    }
+
+    /// For a socket that was never used before. `netns`: cookie of its network namespace; 0: not known.
+    pub(super) fn of_socket(self, is_of_node: bool, netns: u64) -> Self {
+        Self {
+            is_of_node,
+            netns,
+            ..self
+        }
+    }
+
+    pub(super) fn into_trouble(self) -> Option<String> {
+        self.trouble.into_inner()
+    }
+
+    fn ask<T>(&self, otherwise: T, question: impl FnOnce(&Helpers) -> Result<T, String>) -> T {
+        let asked = match self.helpers {
+            Some(helpers) => question(helpers),
+            None => Err("only packets have routes".to_owned()),
+        };
+        asked.unwrap_or_else(|error| {
+            self.trouble.borrow_mut().get_or_insert(error);
+            otherwise
+        })
+    }
+
+    fn written(&self, table: Table) -> &RefCell<Written> {
+        match table {
+            Table::Established => &self.established,
+            Table::HalfOpen => &self.half_open,
+        }
+    }
+
+    fn flow(&self, table: Table, key: &Tuple) -> Option<FlowEntry> {
+        match self.written(table).borrow().get(key) {
+            Some(written) => *written,
+            None => self.live.table(table).get(key),
+        }
+    }
+
+    fn write(&self, table: Table, key: &Tuple, entry: Option<FlowEntry>) {
+        self.written(table).borrow_mut().insert(*key, entry);
+    }
+}
+
+impl Tables for Run<'_> {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.live.store.frontend(key)
+    }
+
+    fn service(&self, id: u32) -> Option<Service> {
+        self.live.store.service(id).ok()
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.live.store.slot(index)
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.live.store.backend(id)
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        let written = self.affinity.borrow().get(key).copied();
+        written.or_else(|| self.live.affinity.get(key))
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool {
+        self.affinity.borrow_mut().insert(*key, *entry);
+        true
+    }
+
+    fn random(&self) -> u32 {
+        self.dice.borrow_mut().next()
+    }
+
+    fn count(&self, _counter: Counter) {}
+
+    fn count_connection(&self, _service: u32, _backend_id: u32) {}
+
+    fn count_failure(&self, _service: u32) {}
+}
+
+impl Conntrack for Run<'_> {
+    fn find(&self, table: Table, key: &Tuple, into: &mut FlowEntry) -> bool {
+        match self.flow(table, key) {
+            Some(entry) => {
+                *into = entry;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn claim(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        let is_free = self.flow(table, key).is_none();
+        if is_free {
+            self.write(table, key, Some(*entry));
+        }
+        is_free
+    }
+
+    fn put(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        self.write(table, key, Some(*entry));
+        true
+    }
+
+    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+        let Some(there) = self.flow(table, key) else {
+            return false;
+        };
+        let amended = FlowEntry {
+            used_ns: entry.used_ns,
+            proof: entry.proof,
+            state: entry.state,
+            ..there
+        };
+        self.write(table, key, Some(amended));
+        true
+    }
+
+    fn forget(&self, table: Table, key: &Tuple) {
+        self.write(table, key, None);
+    }
+
+    fn lock(&self, _key: &Tuple) -> bool {
+        true
+    }
+
+    fn unlock(&self, _key: &Tuple) {}
+
+    fn timeout_ns(&self, protocol: u8, state: u8) -> u64 {
+        let seconds = self.live.constants.timeouts[timeout_index(protocol, state)];
+        u64::from(seconds) * SECOND_NS
+    }
+
+    /// A packet that is traced is whole.
+    fn fragment(&self, _key: &FragmentKey) -> Option<FragmentPorts> {
+        None
+    }
+
+    fn put_fragment(&self, _key: &FragmentKey, _ports: &FragmentPorts) {}
+}
+
+impl Node for Run<'_> {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn snat_ports(&self) -> PortRange {
+        self.live.constants.snat_ports
+    }
+
+    fn inherited_until_ns(&self) -> u64 {
+        self.live.constants.inherited_until_ns
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.live.device(ifindex)
+    }
+
+    fn route(&self, flow: &Flow, dst: &SockAddr, into: &mut Route) -> Way {
+        let (way, hop) = self.ask((Way::Nowhere, *into), |helpers| {
+            helpers.route(self.ifindex, flow, dst)
+        });
+        *into = hop;
+        way
+    }
+
+    fn is_for_device(&self) -> bool {
+        true
+    }
+
+    fn is_sent_on(&self) -> bool {
+        false
+    }
+
+    fn has_socket(&self, tuple: &Tuple) -> bool {
+        self.ask(false, |helpers| helpers.has_socket(self.ifindex, tuple))
+    }
+
+    fn is_allowed(&self, service: u32, source: &Addr) -> bool {
+        self.live.store.is_in_source_ranges(service, source)
+    }
+
+    fn is_in_service_nets(&self, addr: &Addr) -> bool {
+        self.live.store.is_in_service_nets(addr)
+    }
+}
+
+impl Budget for Run<'_> {
+    fn next_answer_ns(&self) -> u64 {
+        self.next_answer_ns.get()
+    }
+
+    fn set_next_answer_ns(&self, due_ns: u64) {
+        self.next_answer_ns.set(due_ns);
+    }
+}
+
+impl Socket for Run<'_> {
+    /// No socket has it.
+    fn cookie(&self) -> u64 {
+        0
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn tgid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    fn is_of_node(&self) -> bool {
+        self.is_of_node
+    }
+
+    fn can_refuse(&self) -> bool {
+        self.live.constants.can_refuse
+    }
+
+    fn flow(&self) -> Option<SocketFlow> {
+        self.socket.get()
+    }
+
+    fn set_flow(&self, flow: &SocketFlow) -> bool {
+        self.socket.set(Some(*flow));
+        true
+    }
+
+    fn forget_flow(&self) {
+        self.socket.set(None);
+    }
+
+    fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow> {
+        self.udp_flows.borrow().get(key).copied()
+    }
+
+    fn set_udp_flow(&self, key: &UdpFlowKey, flow: &UdpFlow) -> bool {
+        self.udp_flows.borrow_mut().insert(*key, *flow);
+        true
+    }
+
+    fn udp_reverse(&self, key: &UdpFlowKey) -> Option<SockAddr> {
+        self.udp_reverse.borrow().get(key).copied()
+    }
+
+    fn set_udp_reverse(&self, key: &UdpFlowKey, frontend: &SockAddr) -> bool {
+        self.udp_reverse.borrow_mut().insert(*key, *frontend);
+        true
+    }
+
+    fn tell(&self, _decision: &Decision) {}
+}
