@@ -2,13 +2,11 @@
 
 use aya_ebpf::EbpfContext;
 use proxy_common::{
-    abi::{Addr, Counter, MonitorEvent, MonitorFilter, SockAddr},
+    abi::{Counter, MonitorEvent, MonitorFilter},
     datapath::lookup::Tables as _,
 };
 
 use crate::{context::tables::Kernel, log, maps};
-
-pub(crate) const NONE: SockAddr = SockAddr::from_parts(Addr { words: [0; 4] }, 0);
 
 /// Whether somebody listens, and wants to know of this outcome.
 #[inline(always)]

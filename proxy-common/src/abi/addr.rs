@@ -82,6 +82,13 @@ abi_struct! {
 }
 
 impl SockAddr {
+    /// No address: all zeroes.
+    pub const NONE: Self = Self {
+        addr: Addr { words: [0; 4] },
+        port_be: 0,
+        zero: 0,
+    };
+
     #[inline(always)]
     pub const fn from_parts(addr: Addr, port_be: u16) -> Self {
         Self {

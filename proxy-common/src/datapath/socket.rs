@@ -47,7 +47,8 @@ pub struct Decision {
     pub outcome: Counter,
     pub protocol: Protocol,
     pub dialled: SockAddr,
-    pub becomes: Option<SockAddr>,
+    /// [`SockAddr::NONE`]: nothing else.
+    pub becomes: SockAddr,
     /// 0: no Service's.
     pub service: u32,
     /// 0: none.
@@ -136,6 +137,9 @@ fn visit(socket: &impl Socket, now_ns: u64) -> Visit {
 /// What was decided of something that was dialled.
 struct Decided {
     verdict: Verdict,
+    /// Not an option, nor taken from the verdict: what such a thing holds when it is empty is whatever was on
+    /// the stack, and before Linux 6.3 no program may read that.
+    becomes: SockAddr,
     outcome: Counter,
     /// 0: no Service's.
     service: u32,
@@ -148,6 +152,7 @@ impl Decided {
     fn translated(outcome: Counter, choice: &Choice) -> Self {
         Self {
             verdict: Verdict::Rewrite(choice.address),
+            becomes: choice.address,
             outcome,
             service: choice.service,
             backend_id: choice.backend_id,
@@ -158,6 +163,7 @@ impl Decided {
     fn unserved(verdict: Verdict, outcome: Counter, service: u32) -> Self {
         Self {
             verdict,
+            becomes: SockAddr::NONE,
             outcome,
             service,
             backend_id: 0,
@@ -181,10 +187,7 @@ fn conclude(
         outcome: decided.outcome,
         protocol,
         dialled: *dialled,
-        becomes: match decided.verdict {
-            Verdict::Rewrite(address) => Some(address),
-            Verdict::Pass | Verdict::Refuse | Verdict::Drop => None,
-        },
+        becomes: decided.becomes,
         service: decided.service,
         backend_id: decided.backend_id,
     });

@@ -81,10 +81,10 @@ impl Bound {
             &MonitorEvent {
                 at_ns,
                 netns,
-                src: monitor::NONE,
+                src: SockAddr::NONE,
                 dst: self.address(),
-                new_src: monitor::NONE,
-                new_dst: monitor::NONE,
+                new_src: SockAddr::NONE,
+                new_dst: SockAddr::NONE,
                 service: 0,
                 backend_id: 0,
                 tgid,

@@ -195,13 +195,10 @@ impl Socket for Hook {
             &MonitorEvent {
                 at_ns: self.now_ns(),
                 netns: self.netns(),
-                src: monitor::NONE,
+                src: SockAddr::NONE,
                 dst: decision.dialled,
-                new_src: monitor::NONE,
-                new_dst: match decision.becomes {
-                    Some(address) => address,
-                    None => monitor::NONE,
-                },
+                new_src: SockAddr::NONE,
+                new_dst: decision.becomes,
                 service: decision.service,
                 backend_id: decision.backend_id,
                 tgid: self.tgid(),

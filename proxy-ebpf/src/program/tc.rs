@@ -149,7 +149,7 @@ extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
     let (new_src, new_dst, service, backend_id) = if is_translated {
         (entry.src, entry.dst, entry.service, entry.backend_id)
     } else {
-        (monitor::NONE, monitor::NONE, work.service, 0)
+        (SockAddr::NONE, SockAddr::NONE, work.service, 0)
     };
     monitor::tell(
         &TcContext::new(skb),
