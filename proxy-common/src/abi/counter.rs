@@ -71,7 +71,7 @@ counters! {
     PacketPassed = "packet_passed",
     /// A packet with headers that can't be; the stack will see to it.
     PacketMalformed = "packet_malformed",
-    /// A fragment without ports that came before the one with them, or long after.
+    /// A fragment without ports that came before the one with them, or long after, and goes on as it is.
     PacketOrphanFragment = "packet_orphan_fragment",
     /// The first packet of a flow to a frontend, sent to a backend.
     PacketNewFlow = "packet_new_flow",
@@ -117,6 +117,8 @@ counters! {
     PacketForwardingOff = "packet_forwarding_off",
     /// A translated packet that leaves for a backend or client elsewhere.
     PacketSentOn = "packet_sent_on",
+    /// A fragment to a ClusterIP without ports, whose first one nobody has translated.
+    PacketOrphanDropped = "packet_orphan_dropped",
     /// A decision that `kube-portal monitor` had asked for, and that found no room on its way there.
     MonitorLost = "monitor_lost",
 }
@@ -226,7 +228,8 @@ impl Counter {
             | Self::PacketNotWritten
             | Self::PacketUnallocatedClusterIp
             | Self::PacketNotAllowed
-            | Self::PacketForwardingOff => Kind::Dropped,
+            | Self::PacketForwardingOff
+            | Self::PacketOrphanDropped => Kind::Dropped,
             Self::PacketPassed | Self::PacketMalformed | Self::PacketOrphanFragment => Kind::Passed,
             Self::SocketParked
             | Self::SocketNotRemembered

@@ -209,7 +209,7 @@ impl DropReason {
             Self::NoLocalEndpoint => Counter::PacketNoLocalEndpoint,
             Self::NotAllowed => Counter::PacketNotAllowed,
             Self::UnallocatedClusterIp => Counter::PacketUnallocatedClusterIp,
-            Self::OrphanFragment => Counter::PacketOrphanFragment,
+            Self::OrphanFragment => Counter::PacketOrphanDropped,
             Self::StrayReset => Counter::PacketStrayReset,
             Self::NoSnatPort => Counter::PacketNoSnatPort,
             Self::NoSource => Counter::PacketNoSource,

@@ -22,6 +22,8 @@ const CAP_NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const CAP_SYS_PTRACE: (u32, &str) = (19, "CAP_SYS_PTRACE");
 const CAP_SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
 const CAP_BPF: (u32, &str) = (39, "CAP_BPF");
+const CAP_PERFMON: (u32, &str) = (38, "CAP_PERFMON");
+const CAP_DAC_READ_SEARCH: (u32, &str) = (2, "CAP_DAC_READ_SEARCH");
 
 /// Since then maps are charged to the memory cgroup instead.
 const NO_MEMLOCK: (u32, u32) = (5, 11);
@@ -105,10 +107,22 @@ fn capabilities(rights: &Rights, report: &mut Report) {
     if !rights.has(CAP_BPF) && !rights.has(CAP_SYS_ADMIN) {
         missing.push(CAP_BPF.1);
     }
+    // The verifier lets only those who have it compare and add to pointers as our programs do.
+    if !rights.has(CAP_PERFMON) && !rights.has(CAP_SYS_ADMIN) {
+        missing.push(CAP_PERFMON.1);
+    }
     if !missing.is_empty() {
-        let found = format!("{} not held", missing.join(" and "));
+        let found = format!("{} not held", missing.join(", "));
         let remedy = "add them to securityContext.capabilities, or set privileged: true";
         report.fail(Group::Rights, what, found, remedy);
+    } else if !rights.has(CAP_DAC_READ_SEARCH) {
+        report.warn(
+            Group::Rights,
+            what,
+            "CAP_DAC_READ_SEARCH not held: UDP sockets of processes that are not root's are not moved away \
+             from a backend that is gone",
+            "add DAC_READ_SEARCH to securityContext.capabilities",
+        );
     } else if rights.has(CAP_SYS_PTRACE) {
         report.ok(Group::Rights, what, "enough");
     } else {
@@ -170,15 +184,24 @@ mod tests {
         assert_eq!(report.about("user").level, Level::Fail);
         let found = report.about("capabilities");
         assert_eq!(found.level, Level::Fail);
-        assert!(found.found.contains("CAP_NET_ADMIN and CAP_BPF"), "{found}");
+        assert!(
+            found.found.contains("CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON"),
+            "{found}"
+        );
         let few = Rights {
-            capabilities: 1 << 39 | 1 << 12,
+            capabilities: 1 << 39 | 1 << 38 | 1 << 12,
             ..root()
         };
         assert_eq!(judged(&few, (6, 1)).bad(), ["warn capabilities"]);
+        let reader = Rights {
+            capabilities: few.capabilities | 1 << 2,
+            ..root()
+        };
+        let found = judged(&reader, (6, 1)).about("capabilities").found.clone();
+        assert!(found.contains("CAP_SYS_PTRACE"), "{found}");
         // What CAP_BPF was before it had a name of its own.
         let admin = Rights {
-            capabilities: 1 << 21 | 1 << 12 | 1 << 19,
+            capabilities: 1 << 21 | 1 << 12 | 1 << 19 | 1 << 2,
             ..root()
         };
         assert!(judged(&admin, (6, 1)).bad().is_empty());

@@ -114,6 +114,9 @@ impl<'a> Flows<'a> {
     }
 }
 
+/// An address and its port.
+type InOrder = [u8; SockAddr::SIZE];
+
 impl Flow {
     /// From, to, and both as they become.
     fn addresses(&self) -> [SocketAddr; 4] {
@@ -132,8 +135,18 @@ impl Flow {
         ]
     }
 
-    fn sort_key(&self) -> (u8, SocketAddr, SocketAddr, u8, [SocketAddr; 2], bool) {
-        let [from, to, new_from, new_to] = self.addresses();
+    /// Addresses as they lie in memory, which is their order: there may be a million of them.
+    fn sort_key(&self) -> (u8, InOrder, InOrder, u8, [InOrder; 2], bool) {
+        let Tuple {
+            src,
+            dst,
+            src_port_be,
+            dst_port_be,
+            ..
+        } = self.tuple;
+        let from = SockAddr::from_parts(src, src_port_be).to_bytes();
+        let to = SockAddr::from_parts(dst, dst_port_be).to_bytes();
+        let [new_from, new_to] = [self.entry.src, self.entry.dst].map(SockAddr::to_bytes);
         let (client, frontend) = match Direction::from_number(self.entry.direction) {
             Direction::Original => (from, to),
             Direction::Reply => (new_to, new_from),

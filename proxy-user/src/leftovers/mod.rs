@@ -20,11 +20,22 @@ pub(crate) struct Report {
 /// Removes it from the network namespace this runs in. Tools that are not there are done without.
 pub(crate) async fn remove_kube_proxys() -> Report {
     let mut report = Report::default();
-    each_iptables(|tool| iptables_by(tool, &mut report));
-    nftables(&mut report);
+    let mut has_tools = false;
+    each_iptables(|tool| {
+        let found = iptables_by(tool, &mut report);
+        has_tools |= found;
+        found
+    });
+    has_tools |= nftables(&mut report);
+    if !has_tools {
+        report.failed.push(NO_TOOLS.to_owned());
+    }
     ipvs::remove(&mut report).await;
     report
 }
+
+/// As in an image that has nothing but this program.
+const NO_TOOLS: &str = "neither iptables nor nft is installed here, so their rules can't be looked for; run this on the node itself";
 
 /// What there is of a kube-proxy, a line each, by the mode it is of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +48,7 @@ pub(crate) struct Leftovers {
 /// Looks for it in the network namespace this runs in, and changes nothing.
 pub(crate) async fn find_kube_proxys() -> Leftovers {
     let mut there = Leftovers::default();
+    let mut has_tools = false;
     each_iptables(|tool| {
         match run(&format!("{tool}-save"), &[], "") {
             Ok(Some(rules)) => {
@@ -51,10 +63,13 @@ pub(crate) async fn find_kube_proxys() -> Leftovers {
             Ok(None) => return false,
             Err(error) => there.failed.push(error),
         }
+        has_tools = true;
         true
     });
     match nft_tables() {
-        Ok(tables) => there.found.extend(
+        Ok(None) if has_tools => {}
+        Ok(None) => there.failed.push(NO_TOOLS.to_owned()),
+        Ok(Some(tables)) => there.found.extend(
             tables
                 .into_iter()
                 .map(|table| ("nftables", format!("the table {table} (nft)"))),
@@ -117,12 +132,14 @@ fn iptables_by(tool: &str, report: &mut Report) -> bool {
     true
 }
 
-fn nftables(report: &mut Report) {
+/// Whether the tool is there.
+fn nftables(report: &mut Report) -> bool {
     let tables = match nft_tables() {
-        Ok(tables) => tables,
+        Ok(Some(tables)) => tables,
+        Ok(None) => return false,
         Err(error) => {
             report.failed.push(error);
-            return;
+            return true;
         }
     };
     for table in tables {
@@ -131,19 +148,20 @@ fn nftables(report: &mut Report) {
             Err(error) => report.failed.push(error),
         }
     }
+    true
 }
 
-/// Those of kube-proxy that are there; none without the tool.
-fn nft_tables() -> Result<Vec<&'static str>, String> {
-    let tables = run("nft", &["list", "tables"], "")?.unwrap_or_default();
+/// Those of kube-proxy that are there; `None` without the tool.
+fn nft_tables() -> Result<Option<Vec<&'static str>>, String> {
+    let Some(tables) = run("nft", &["list", "tables"], "")? else {
+        return Ok(None);
+    };
     let is_there = |table: &&str| {
         let line = format!("table {table}");
         tables.lines().any(|there| there.trim() == line)
     };
-    Ok(["ip kube-proxy", "ip6 kube-proxy"]
-        .into_iter()
-        .filter(is_there)
-        .collect())
+    let ours = ["ip kube-proxy", "ip6 kube-proxy"].into_iter();
+    Ok(Some(ours.filter(is_there).collect()))
 }
 
 /// What a program prints; `None` if it is not installed.

@@ -54,6 +54,10 @@ pub enum LoadError {
     },
     #[error("the map {map}: {reason}")]
     Map { map: &'static str, reason: String },
+    #[error(
+        "the kernel lets us make no map ({map}: {reason}): run as root, with CAP_BPF and CAP_NET_ADMIN (before Linux 5.11 CAP_SYS_RESOURCE too); `kube-portal check` says what is missing"
+    )]
+    NotAllowed { map: String, reason: String },
     #[error("{0}")]
     TooLarge(String),
     #[error("what the programs log can't be read: {0}")]
@@ -182,6 +186,12 @@ fn load_error(error: EbpfError, sizes: &Sizes) -> LoadError {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
         return error.into();
     };
+    if io_error.raw_os_error() == Some(libc::EPERM) {
+        return LoadError::NotAllowed {
+            map: name.clone(),
+            reason: io_error.to_string(),
+        };
+    }
     let sizes = sizes.all();
     let Some((size, flag)) = sizes
         .iter()
