@@ -340,7 +340,7 @@ impl Agent {
             // Each sync is told: tests count them.
             command.env(
                 "RUST_LOG",
-                "info,kube_client=error,kube_runtime=error,proxy_user::app=debug",
+                "info,kube_client=error,kube_runtime=error,proxy_user::app=debug,kube_portal_ebpf=debug",
             );
         }
         Ok(command)

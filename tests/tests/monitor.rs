@@ -32,12 +32,16 @@ const EMPTY6: &str = "fd96::12";
 const SILENCE: Duration = Duration::from_millis(500);
 
 fn fleet() -> Result<Fleet> {
+    fleet_with(&[])
+}
+
+fn fleet_with(extra: &[&str]) -> Result<Fleet> {
     let world = World::builder()
         .node("node-a", ["client", "near"])
         .node("node-b", ["far"])
         .outside("laptop")
         .build()?;
-    Fleet::start(world, &["node-a"], &[], |world, manifests| {
+    Fleet::start(world, &["node-a"], extra, |world, manifests| {
         manifests.service(&node_port("web", [VIP4, VIP6], PORT))?;
         manifests.service(&Service::new("empty", [EMPTY4, EMPTY6]).tcp("http", 80))?;
         slices(world, manifests, "web", &["near", "far"])
@@ -382,5 +386,72 @@ fn connections_and_failures_are_counted_for_each_service_and_backend() -> Result
         );
         Ok(())
     })?;
+    Ok(())
+}
+
+#[test]
+fn the_programs_log_only_when_they_are_told_to() -> Result<()> {
+    let dial = |fleet: &Fleet| -> Result<()> {
+        fleet.world.pod("client").connect_many(at(VIP4, 80), 3)?;
+        let node = SocketAddr::new(fleet.world.node("node-a").ip4(), PORT);
+        fleet.world.pod("laptop").connect_many(node, 3)?;
+        Ok(())
+    };
+    let quiet = fleet()?;
+    dial(&quiet)?;
+    let loud = fleet_with(&["--debug-programs"])?;
+    dial(&loud)?;
+    let agent = loud.agent("node-a")?;
+    // A connect() and a packet: hooks 1 and 4, with the frontend that was dialled.
+    let vip = format!("-> ::ffff:{VIP4} 80 becomes");
+    agent.wait_line(
+        &["hook 1 outcome 0 protocol 6", &vip, "service", "backend"],
+        PATIENCE,
+    )?;
+    agent.wait_line(
+        &["hook 4 outcome", &format!(" {PORT} becomes"), "pid 0"],
+        PATIENCE,
+    )?;
+    ensure!(quiet.agent("node-a")?.count_log("outcome") == 0);
+    Ok(())
+}
+
+#[test]
+fn top_shows_what_is_open_and_what_has_been() -> Result<()> {
+    let fleet = fleet()?;
+    let agent = fleet.agent("node-a")?;
+    let client = fleet.world.pod("client");
+    let open = (0..4)
+        .map(|_| client.connect(at(VIP4, 80)))
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(client.connect(at(EMPTY4, 80)).is_err());
+    let look = |args: &[&str]| -> Result<Value> {
+        let args = [&["top", "--once", "--json"], args].concat();
+        Ok(serde_json::from_str(&agent.call(&args)?)?)
+    };
+    let rows = look(&["--sort", "active"])?;
+    ensure!(
+        rows[0]["service"] == "default/web:http"
+            && rows[0]["active"] == 4
+            && rows[0]["connections"] == 4
+            && rows[0]["errors"] == 0
+            && rows[0]["backends"] == 4,
+        "{rows}"
+    );
+    let rows = look(&["--service", "empty"])?;
+    ensure!(
+        rows[0]["service"] == "default/empty:http" && rows[0]["errors"] == 1 && rows[1].is_null(),
+        "{rows}"
+    );
+    drop(open);
+    eventually("they are closed", || {
+        ensure!(look(&["--service", "web"])?[0]["active"] == 0);
+        Ok(())
+    })?;
+    let text = agent.call(&["top"])?;
+    ensure!(
+        text.starts_with("SERVICE") && text.contains("default/web:http"),
+        "{text}"
+    );
     Ok(())
 }

@@ -11,15 +11,23 @@ use serde_json::json;
 use crate::config::LogFormat;
 
 /// klog's levels: 4 is "debug" and above 5 is "trace" in Kubernetes' own words.
-pub(super) fn start(verbosity: u32, format: LogFormat) {
+/// What the programs log (`--debug-programs`) is for whoever asked for it.
+pub(super) fn start(verbosity: u32, format: LogFormat, debug_programs: bool) {
     // kube warns of what the watch tells in its own words.
     let filter = match verbosity {
         0..=3 => "info,kube_client=error,kube_runtime=error",
         4..=5 => "info,kube_client=error,kube_runtime=error,proxy_user=debug",
         6.. => "info,proxy_user=trace",
     };
-    start_with(filter, format);
+    if debug_programs {
+        start_with(&format!("{filter},{PROGRAMS}=debug"), format);
+    } else {
+        start_with(filter, format);
+    }
 }
+
+/// The crate of the programs, which is what their lines are from.
+const PROGRAMS: &str = "kube_portal_ebpf";
 
 /// `filter`: unless RUST_LOG says otherwise.
 pub(super) fn start_with(filter: &str, format: LogFormat) {

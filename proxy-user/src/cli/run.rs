@@ -95,7 +95,11 @@ pub(super) struct RunArgs {
 
 pub(super) fn execute(args: RunArgs) -> Result<(), CliError> {
     let loaded = config::load(&args.proxy)?;
-    log_lines::start(loaded.settings.verbosity, loaded.settings.log_format);
+    log_lines::start(
+        loaded.settings.verbosity,
+        loaded.settings.log_format,
+        args.debug_programs,
+    );
     for line in &loaded.warnings {
         log::warn!("{line}");
     }
