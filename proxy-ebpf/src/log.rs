@@ -27,26 +27,33 @@ fn ip(at: &SockAddr) -> [u8; 16] {
     bytes
 }
 
-/// The numbers are those of `MonitorHook` and `Counter`.
-#[inline(never)]
+/// The numbers are those of `MonitorHook` and `Counter`. Several lines, because one would need more stack
+/// than there is.
+#[inline(always)]
 pub(crate) fn decided(ctx: &impl EbpfContext, event: &MonitorEvent) {
+    outcome(ctx, event);
+    address(ctx, "from", &event.src);
+    address(ctx, "to", &event.dst);
+    address(ctx, "becomes from", &event.new_src);
+    address(ctx, "becomes to", &event.new_dst);
+}
+
+#[inline(never)]
+fn outcome(ctx: &impl EbpfContext, event: &MonitorEvent) {
     debug!(
         ctx,
-        "hook {} outcome {} protocol {} {:i} {} -> {:i} {} becomes {:i} {} -> {:i} {} service {} backend {} device {} pid {}",
+        "hook {} outcome {} protocol {} service {} backend {} device {} pid {}",
         event.hook,
         event.outcome,
         event.protocol,
-        ip(&event.src),
-        u16::from_be(event.src.port_be),
-        ip(&event.dst),
-        u16::from_be(event.dst.port_be),
-        ip(&event.new_src),
-        u16::from_be(event.new_src.port_be),
-        ip(&event.new_dst),
-        u16::from_be(event.new_dst.port_be),
         event.service,
         event.backend_id,
         event.ifindex,
         event.tgid,
     );
+}
+
+#[inline(never)]
+fn address(ctx: &impl EbpfContext, what: &str, at: &SockAddr) {
+    debug!(ctx, "  {} {:i} {}", what, ip(at), u16::from_be(at.port_be));
 }

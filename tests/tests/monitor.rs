@@ -402,16 +402,13 @@ fn the_programs_log_only_when_they_are_told_to() -> Result<()> {
     let loud = fleet_with(&["--debug-programs"])?;
     dial(&loud)?;
     let agent = loud.agent("node-a")?;
-    // A connect() and a packet: hooks 1 and 4, with the frontend that was dialled.
-    let vip = format!("-> ::ffff:{VIP4} 80 becomes");
-    agent.wait_line(
-        &["hook 1 outcome 0 protocol 6", &vip, "service", "backend"],
-        PATIENCE,
-    )?;
-    agent.wait_line(
-        &["hook 4 outcome", &format!(" {PORT} becomes"), "pid 0"],
-        PATIENCE,
-    )?;
+    // A connect() and a packet: hooks 1 and 4, with what was dialled.
+    let vip = format!("to ::ffff:{VIP4} 80");
+    agent.wait_line(&["hook 1 outcome 0 protocol 6 service"], PATIENCE)?;
+    agent.wait_line(&[&vip], PATIENCE)?;
+    agent.wait_line(&["hook 4 outcome", "pid 0"], PATIENCE)?;
+    agent.wait_line(&[&format!(" {PORT}")], PATIENCE)?;
+    agent.wait_line(&["becomes to", " 8080"], PATIENCE)?;
     ensure!(quiet.agent("node-a")?.count_log("outcome") == 0);
     Ok(())
 }
@@ -443,7 +440,9 @@ fn top_shows_what_is_open_and_what_has_been() -> Result<()> {
         rows[0]["service"] == "default/empty:http" && rows[0]["errors"] == 1 && rows[1].is_null(),
         "{rows}"
     );
-    drop(open);
+    for connection in open {
+        connection.close()?;
+    }
     eventually("they are closed", || {
         ensure!(look(&["--service", "web"])?[0]["active"] == 0);
         Ok(())
