@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 use proxy_common::abi::{MonitorFilter, map};
-use proxy_user::{expiry::monotonic_ns, loader::Pins};
+use proxy_user::{expiry::monotonic_ns, loader::{Features, Pins};
 use serde_json::Value;
 use tests::{
     Agent, Service, World,
@@ -184,9 +184,7 @@ fn each_new_connection_is_told_once_with_who_dialled_what_and_where_it_went() ->
 
     // Refused, and a bind to a port that is in use.
     ensure!(client.connect(at(EMPTY4, 80)).is_err());
-    let taken = SocketAddr::from(([0, 0, 0, 0], PORT));
-    ensure!(world.node("node-a").host().udp_bound(taken).is_err());
-    let told = monitor.next(2)?;
+    let told = monitor.next(1)?;
     ensure!(
         told[0]["kind"] == "refused"
             && told[0]["outcome"] == "connect_refused"
@@ -195,11 +193,19 @@ fn each_new_connection_is_told_once_with_who_dialled_what_and_where_it_went() ->
         "{}",
         told[0]
     );
-    ensure!(
-        told[1]["outcome"] == "bind_in_use" && told[1]["destination"] == format!("0.0.0.0:{PORT}"),
-        "{}",
-        told[1]
-    );
+    if Features::probe().node_netns == 0 {
+        println!("no bind(): before Linux 5.14 only the initial network namespace is known as a node's");
+    } else {
+        let taken = SocketAddr::from(([0, 0, 0, 0], PORT));
+        ensure!(world.node("node-a").host().udp_bound(taken).is_err());
+        let told = monitor.next(1)?;
+        ensure!(
+            told[0]["outcome"] == "bind_in_use"
+                && told[0]["destination"] == format!("0.0.0.0:{PORT}"),
+            "{}",
+            told[0]
+        );
+    }
 
     // Packets: their first one, with the address that a backend elsewhere sees.
     let laptop = world.pod("laptop");
