@@ -16,7 +16,10 @@ use nix::{
     unistd::Pid,
 };
 use proxy_common::abi::{MonitorFilter, map};
-use proxy_user::{expiry::monotonic_ns, loader::{Features, Pins};
+use proxy_user::{
+    expiry::monotonic_ns,
+    loader::{Features, Pins},
+};
 use serde_json::Value;
 use tests::{
     Agent, Service, World,
@@ -194,7 +197,9 @@ fn each_new_connection_is_told_once_with_who_dialled_what_and_where_it_went() ->
         told[0]
     );
     if Features::probe().node_netns == 0 {
-        println!("no bind(): before Linux 5.14 only the initial network namespace is known as a node's");
+        println!(
+            "no bind(): before Linux 5.14 only the initial network namespace is known as a node's"
+        );
     } else {
         let taken = SocketAddr::from(([0, 0, 0, 0], PORT));
         ensure!(world.node("node-a").host().udp_bound(taken).is_err());
