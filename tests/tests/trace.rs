@@ -564,10 +564,7 @@ fn the_command_tells_the_story_and_changes_nothing() -> Result<()> {
     let (local, node) = (open.local.to_string(), node.to_string());
     let known = of(&[&local, &node])?;
     println!("{known}\n");
-    ensure!(
-        known.contains("flow      known, last used 0 s ago"),
-        "{known}"
-    );
+    ensure!(known.contains("flow      known, last used "), "{known}");
     ensure!(known.contains("counter   packet_forwarded"), "{known}");
     let refused = of(&[&local, &node, "--kernel"]).expect_err("it would change the flow");
     ensure!(
