@@ -65,6 +65,7 @@ abi_struct! {
     pub struct AffinityKey {
         /// [`ServiceAffinity::port`].
         pub port: u64,
+        /// Who asks.
         pub client: Client,
     }
 
@@ -72,6 +73,7 @@ abi_struct! {
     pub struct AffinityEntry {
         /// Monotonic time of the client's last new connection.
         pub used_ns: u64,
+        /// What it got.
         pub backend: SockAddr,
         /// It may be another's by now: the address tells.
         pub backend_id: u32,

@@ -10,7 +10,9 @@ abi_struct! {
     ///
     /// A flow has two entries: one under what the client sends, one under what comes back.
     pub struct Tuple {
+        /// Of the IP header.
         pub src: Addr,
+        /// Of the IP header.
         pub dst: Addr,
         /// In network byte order as it lies in memory.
         pub src_port_be: u16,
@@ -28,9 +30,13 @@ abi_struct! {
     pub struct FlowEntry {
         /// Monotonic time of a recent packet, at most [`FLOW_TOUCH_NS`] old.
         pub used_ns: u64,
+        /// What the packet's source becomes.
         pub src: SockAddr,
+        /// What its destination becomes.
         pub dst: SockAddr,
+        /// Whose flow it is.
         pub service: u32,
+        /// Which of its backends has it.
         pub backend_id: u32,
         /// The acknowledgement (host byte order) that proves the client has seen the SYN-ACK.
         pub proof: u32,
@@ -46,7 +52,9 @@ abi_struct! {
 
     /// Key of the map FRAGMENTS: what the fragments of a packet share.
     pub struct FragmentKey {
+        /// As the fragment came.
         pub src: Addr,
+        /// As the fragment came.
         pub dst: Addr,
         /// As it lies in the packet; 16 bits of it in IPv4.
         pub id: u32,

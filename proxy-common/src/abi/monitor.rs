@@ -33,8 +33,9 @@ abi_struct! {
         pub src: SockAddr,
         /// What was dialled, or where the packet was going.
         pub dst: SockAddr,
-        /// What became of `src`, and of `dst`; all zeroes if nothing was changed.
+        /// What became of `src`; all zeroes if nothing was changed.
         pub new_src: SockAddr,
+        /// What became of `dst`; all zeroes if nothing was changed.
         pub new_dst: SockAddr,
         /// 0: no Service's.
         pub service: u32,

@@ -6,7 +6,9 @@ abi_struct! {
     ///
     /// `namespace/name:port`, at most 63 + 1 + 63 + 1 + 15 bytes (RFC 1123 labels, IANA port name).
     pub struct ServiceName {
+        /// Bytes behind the length are 0.
         pub text: [u8; 144],
+        /// Of the text, in bytes.
         pub length: u8,
         /// IANA protocol number.
         pub protocol: u8,

@@ -7,6 +7,7 @@ abi_struct! {
     pub struct SourceRange {
         /// In the order of its bytes in memory, all of it part of the prefix.
         pub service: u32,
+        /// The range's, or the client's.
         pub addr: Addr,
     }
 
@@ -14,6 +15,7 @@ abi_struct! {
     pub struct SourceRangeKey {
         /// In bits: 32 for the service, then those of the range; IPv4's count from 96.
         pub prefix_length: u32,
+        /// The bits.
         pub range: SourceRange,
     }
 

@@ -32,7 +32,9 @@ abi_struct! {
     /// Element of the map SERVICES. Each of its words is written with one store, and means what it
     /// means whatever the other says.
     pub struct Service {
+        /// Which backends.
         pub word: ServiceWord,
+        /// Whether a client keeps its backend.
         pub affinity: ServiceAffinity,
     }
 

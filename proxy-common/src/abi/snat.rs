@@ -8,6 +8,7 @@ abi_struct! {
         /// What takes the client's place when a packet leaves by it: this node's address there, or
         /// else its primary one. `::` means none.
         pub v4: Addr,
+        /// The same for IPv6.
         pub v6: Addr,
         /// In bytes, without the link layer.
         pub mtu: u32,

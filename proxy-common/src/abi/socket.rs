@@ -16,6 +16,7 @@ abi_struct! {
         pub backend: SockAddr,
         /// 0 while parked.
         pub backend_id: u32,
+        /// 0: a ClusterIP's port that no Service has.
         pub service: u32,
         /// UDP only: the process that connected it, in the initial pid namespace.
         pub tgid: u32,
@@ -28,7 +29,9 @@ abi_struct! {
     /// Key of the maps UDP_FLOWS (address: what an unconnected socket sends to) and UDP_REVERSE
     /// (address: who answers).
     pub struct UdpFlowKey {
+        /// The socket's.
         pub cookie: u64,
+        /// The address.
         pub peer: SockAddr,
         /// Always 0.
         pub zero: u32,
@@ -38,6 +41,7 @@ abi_struct! {
     pub struct UdpFlow {
         /// Monotonic time of a recent datagram, at most [`UDP_TOUCH_NS`] old.
         pub used_ns: u64,
+        /// Where its datagrams go, as long as it is one of the Service's.
         pub backend_id: u32,
         /// Always 0.
         pub zero: u32,

@@ -175,6 +175,10 @@ pub(super) fn usable(directory: &Path, version: u32) -> Vec<&'static str> {
 }
 
 #[cfg(test)]
+#[path = "abi_doc_tests.rs"]
+mod abi_doc_tests;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
