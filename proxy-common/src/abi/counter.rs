@@ -245,3 +245,80 @@ impl Counter {
         Self::ALL.get(index as usize).copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::Counter;
+    use crate::abi::map;
+
+    const PAGE: &str = include_str!("../../../docs/PACKET-PATHS.md");
+    const LABELS: [&str; 5] = ["hook", "maps", "writes", "becomes", "counts"];
+    /// In capitals, and no maps.
+    const OTHERS: [&str; 4] = ["UDP", "TCP", "TTL", "MTU"];
+
+    /// What each line of a picture says, behind its label or the one above it.
+    fn labelled() -> Vec<(&'static str, &'static str)> {
+        let (mut found, mut label) = (Vec::new(), "");
+        for line in PAGE.lines() {
+            let text = line.trim();
+            match LABELS.iter().find(|label| text.starts_with(**label)) {
+                Some(new) if line.len() - text.len() == 1 => label = new,
+                _ if line.starts_with("           ") => {}
+                _ => label = "",
+            }
+            found.push((label, text));
+        }
+        found
+    }
+
+    fn words(text: &str, is_part: fn(char) -> bool) -> impl Iterator<Item = &str> {
+        text.split(move |c| !is_part(c))
+            .filter(|word| word.len() > 2)
+    }
+
+    #[test]
+    fn the_pictures_of_the_paths_name_every_counter_and_no_other() {
+        let counters: BTreeSet<&str> = Counter::ALL.iter().map(|counter| counter.name()).collect();
+        let is_of_a_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let first = |name: &'static str| name.split('_').next();
+        let firsts: BTreeSet<&str> = counters.iter().filter_map(|name| first(name)).collect();
+        let named: BTreeSet<&str> = words(PAGE, is_of_a_name)
+            .filter(|word| word.contains('_') && first(word).is_some_and(|w| firsts.contains(w)))
+            .collect();
+        assert_eq!(named, counters);
+    }
+
+    #[test]
+    fn the_pictures_of_the_paths_look_up_maps_that_exist() {
+        let maps: BTreeSet<&str> = map::ALL
+            .iter()
+            .map(|name| name.trim_start_matches("KP_"))
+            .chain(["LOCKS"])
+            .collect();
+        let mut seen = BTreeSet::new();
+        for (label, text) in labelled() {
+            if label != "maps" && label != "writes" {
+                continue;
+            }
+            for word in words(text, |c| c.is_ascii_uppercase() || c == '_') {
+                assert!(maps.contains(word) || OTHERS.contains(&word), "{text}");
+                seen.insert(word);
+            }
+        }
+        assert!(seen.len() > 12, "{seen:?}");
+    }
+
+    #[test]
+    fn the_pictures_of_the_paths_fit_a_narrow_terminal() {
+        let mut is_picture = false;
+        for line in PAGE.lines() {
+            if line.starts_with("```") {
+                is_picture = !is_picture;
+            } else if is_picture {
+                assert!(line.chars().count() <= 78, "{line}");
+            }
+        }
+    }
+}
