@@ -2,7 +2,8 @@
 //! take this file as it is.
 //!
 //! In these documents every fenced block says what it is: `console` has commands, each behind `$ `, and below it
-//! what it prints; `text` and `yaml` have none. In what is printed, a line `...` stands for any lines. `# exit code N`
+//! what it prints; `text` and `yaml` have none. In what is printed, a line `...` stands for any
+//! lines, and ` ...` at the end of one for the rest of it. `# exit code N`
 //! behind a command is the one it ends with, 0 if nothing is said. `<!-- scene: NAME -->` says on which node the
 //! commands are typed that follow it, until the next heading.
 
@@ -126,7 +127,15 @@ pub fn matches(shown: &[String], printed: &[String]) -> bool {
         }
         [first, rest @ ..] => printed
             .split_first()
-            .is_some_and(|(line, others)| line == first && matches(rest, others)),
+            .is_some_and(|(line, others)| is_like(first, line) && matches(rest, others)),
+    }
+}
+
+/// Whether this is the line that is shown, if that ends in ` ...` whatever the rest.
+pub fn is_like(shown: &str, printed: &str) -> bool {
+    match shown.strip_suffix(" ...") {
+        Some(begin) => printed.starts_with(begin),
+        None => shown == printed,
     }
 }
 
@@ -193,6 +202,8 @@ mod tests {
         assert!(matches(&lines("a\n..."), &lines("a")));
         assert!(!matches(&lines("a\n...\nd"), &lines("a\nb")));
         assert!(!matches(&lines("a"), &lines("a\nb")));
+        assert!(matches(&lines("a b ..."), &lines("a b c")));
+        assert!(!matches(&lines("a b ..."), &lines("a c b")));
         assert_eq!(shape("10.1.1.2:80   x  7"), shape("10.22.1.2:8080 x 123"));
         assert_eq!(shape("in 15 us, 1.5s"), shape("in 9 us, 20ms"));
         assert_ne!(shape("a b"), shape("a c"));
