@@ -1,7 +1,7 @@
-//! What README.md and docs/OPERATING.md have one type is what the command line takes; `tests/tests/operating.rs`
-//! runs it.
+//! What the documents say, as far as that can be seen without a kernel: commands are what the command line takes
+//! (`tests/tests/operating.rs` runs them), links lead somewhere, and every dependency has its reason.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use clap::Parser as _;
 use proxy_user::cli::Cli;
@@ -83,4 +83,70 @@ fn every_subcommand_and_flag_in_the_prose_exists() {
         }
     }
     assert!(seen > 30, "{seen}");
+}
+
+/// What is between the first `open` and the next `close`.
+fn between<'a>(text: &'a str, open: &str, close: &str) -> &'a str {
+    let (_, rest) = text.split_once(open).expect(open);
+    rest.split_once(close).map_or(rest, |(inside, _)| inside)
+}
+
+#[test]
+fn every_dependency_of_the_workspace_has_its_reason_in_the_architecture() {
+    let manifest = text("Cargo.toml");
+    let ours = ["packaging", "proxy-common", "proxy-user"];
+    let dependencies: BTreeSet<&str> = between(&manifest, "[workspace.dependencies]\n", "\n[")
+        .lines()
+        .filter_map(|line| Some(line.split_once(" = ")?.0))
+        .filter(|name| !ours.contains(name) && !name.starts_with('#'))
+        .collect();
+    let architecture = text("ARCHITECTURE.md");
+    let rows = between(&architecture, "| crate | for |\n|---|---|\n", "\n\n");
+    let named: BTreeSet<&str> = rows
+        .lines()
+        .flat_map(|row| between(row, "| ", " |").split(", "))
+        .collect();
+    assert!(dependencies.len() > 40, "{dependencies:?}");
+    assert_eq!(named, dependencies);
+}
+
+/// As Git hosts make it of a heading.
+fn anchor(title: &str) -> String {
+    let lower = title.to_lowercase().replace(' ', "-");
+    lower
+        .chars()
+        .filter(|char| char.is_alphanumeric() || ['-', '_'].contains(char))
+        .collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut seen = 0;
+    for name in ["README.md", "ARCHITECTURE.md", "docs/OPERATING.md"] {
+        let text = text(name);
+        let prose: String = text.split("```").step_by(2).collect();
+        for link in prose.split("](").skip(1) {
+            let link = link.split(')').next().unwrap_or_default();
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (file, section) = link.split_once('#').unwrap_or((link, ""));
+            let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+            let there = match file {
+                "" => here,
+                file => here.parent().expect("a folder").join(file),
+            };
+            assert!(there.exists(), "{name}: {link}");
+            if !section.is_empty() {
+                let target = std::fs::read_to_string(&there).expect(link);
+                let mut titles = target.lines().filter_map(|line| {
+                    let title = line.trim_start_matches('#');
+                    (title.len() < line.len()).then(|| anchor(title.trim()))
+                });
+                assert!(titles.any(|title| title == section), "{name}: {link}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen}");
 }
