@@ -73,7 +73,7 @@ enum Stage {
     Fleet(Box<Fleet>),
     Cluster(Box<Cluster>),
     /// Without an agent.
-    Empty(World, ManifestDir),
+    Empty(Box<World>, ManifestDir),
 }
 
 struct Scene {
@@ -95,7 +95,7 @@ impl Scene {
                 let manifests = ManifestDir::new()?;
                 manifests.service(&Service::new("web", [VIP4]).tcp("http", 80))?;
                 v4_slice(&world, &manifests, "web", "near")?;
-                Stage::Empty(world, manifests)
+                Stage::Empty(Box::new(world), manifests)
             }
             other => bail!("no scene is called \"{other}\""),
         };
