@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod container;
 pub mod demo;
+pub mod documents;
 pub mod flaky;
 pub mod fleet;
 pub mod http;

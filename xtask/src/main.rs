@@ -7,6 +7,8 @@ mod bench;
 mod bpf;
 mod build;
 mod compiler;
+#[cfg(test)]
+mod documents_tests;
 mod image;
 mod libtest;
 mod packages;
