@@ -119,7 +119,7 @@ type InOrder = [u8; SockAddr::SIZE];
 
 impl Flow {
     /// From, to, and both as they become.
-    fn addresses(&self) -> [SocketAddr; 4] {
+    fn ends(&self) -> [SockAddr; 4] {
         let Tuple {
             src,
             dst,
@@ -128,25 +128,20 @@ impl Flow {
             ..
         } = self.tuple;
         [
-            SockAddr::from_parts(src, src_port_be).socket_addr(),
-            SockAddr::from_parts(dst, dst_port_be).socket_addr(),
-            self.entry.src.socket_addr(),
-            self.entry.dst.socket_addr(),
+            SockAddr::from_parts(src, src_port_be),
+            SockAddr::from_parts(dst, dst_port_be),
+            self.entry.src,
+            self.entry.dst,
         ]
+    }
+
+    fn addresses(&self) -> [SocketAddr; 4] {
+        self.ends().map(|end| end.socket_addr())
     }
 
     /// Addresses as they lie in memory, which is their order: there may be a million of them.
     fn sort_key(&self) -> (u8, InOrder, InOrder, u8, [InOrder; 2], bool) {
-        let Tuple {
-            src,
-            dst,
-            src_port_be,
-            dst_port_be,
-            ..
-        } = self.tuple;
-        let from = SockAddr::from_parts(src, src_port_be).to_bytes();
-        let to = SockAddr::from_parts(dst, dst_port_be).to_bytes();
-        let [new_from, new_to] = [self.entry.src, self.entry.dst].map(SockAddr::to_bytes);
+        let [from, to, new_from, new_to] = self.ends().map(SockAddr::to_bytes);
         let (client, frontend) = match Direction::from_number(self.entry.direction) {
             Direction::Original => (from, to),
             Direction::Reply => (new_to, new_from),

@@ -325,34 +325,34 @@ impl BpfStore {
 
     /// How often each service was asked for, by id; those that never were are left out.
     pub fn service_stats(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError> {
-        let array = self.service_stats.for_a_pass();
-        let mut found = Vec::new();
-        for id in 1..array.capacity() {
-            let stats = ServiceStats::from_bytes(array.load(id)?);
-            if stats != ServiceStats::default() {
-                found.push((id, stats));
-            }
-        }
-        Ok(found)
+        counted(&self.service_stats, ServiceStats::from_bytes)
     }
 
     /// The same of backends.
     pub fn backend_stats(&self) -> Result<Vec<(u32, BackendStats)>, StoreError> {
-        let array = self.backend_stats.for_a_pass();
-        let mut found = Vec::new();
-        for id in 1..array.capacity() {
-            let stats = BackendStats::from_bytes(array.load(id)?);
-            if stats != BackendStats::default() {
-                found.push((id, stats));
-            }
-        }
-        Ok(found)
+        counted(&self.backend_stats, BackendStats::from_bytes)
     }
 
     /// Connected sockets that are remembered now, and for how many there is room.
     pub fn socket_use(&self) -> (usize, u32) {
         (self.sockets.keys().flatten().count(), self.socket_capacity)
     }
+}
+
+/// Elements that are not all 0, with their ids.
+fn counted<T, const N: usize>(
+    array: &SharedArray,
+    of: impl Fn(Bytes<N>) -> T,
+) -> Result<Vec<(u32, T)>, StoreError> {
+    let array = array.for_a_pass();
+    let mut found = Vec::new();
+    for id in 1..array.capacity() {
+        let stats = array.load(id)?;
+        if stats != [0; N] {
+            found.push((id, of(stats)));
+        }
+    }
+    Ok(found)
 }
 
 fn service(services: &SharedArray, id: u32) -> Result<Service, StoreError> {
