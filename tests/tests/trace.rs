@@ -113,7 +113,7 @@ fn fleet() -> Result<Fleet> {
         .outside("stranger")
         .build()?;
     let extra = ["--pod-devices", "guest*", "--snat-ports", "20000-20999"];
-    Fleet::start(world, &["node-a"], &extra, |world, manifests| {
+    let fleet = Fleet::start(world, &["node-a"], &extra, |world, manifests| {
         manifests.service_cidrs(&CIDRS)?;
         for (index, (name, special, endpoints)) in SORTS.into_iter().enumerate() {
             let vips = vips(index);
@@ -130,7 +130,11 @@ fn fleet() -> Result<Fleet> {
             slices(world, manifests, name, endpoints)?;
         }
         Ok(())
-    })
+    })?;
+    // The first device that is attached may be another.
+    let agent = fleet.agent("node-a")?;
+    agent.wait_line(&["guest", "attached by"], tests::stage::PATIENCE)?;
+    Ok(fleet)
 }
 
 /// What is dialled: all that there is, and much that there is not.
