@@ -9,7 +9,7 @@ use crate::{
         read::{self, command},
         sockets::Commands,
     },
-    loader::{Pins, check_bpffs, check_node},
+    loader::Pins,
     maps::{MapStore as _, Observed},
 };
 
@@ -57,9 +57,7 @@ pub(super) fn execute(args: &InspectArgs) -> Result<(), CliError> {
         | What::Sockets(args) => args.filter()?,
         What::Counters { .. } | What::Config => Filter::default(),
     };
-    check_node()?;
-    check_bpffs(&args.pins.bpffs_root)?;
-    let pins = Pins::new(&args.pins.bpffs_root);
+    let pins = args.pins.pins()?;
     let store = pins.open_store()?;
     let observed = || -> Result<Observed, CliError> { Ok(store.observe()?) };
     match args.what {

@@ -26,7 +26,7 @@ use tokio::runtime::Builder;
 use crate::{
     config::ConfigError,
     control::ControlError,
-    loader::{LoadError, PinError, PreflightError},
+    loader::{LoadError, PinError, Pins, PreflightError, check_bpffs, check_node},
     maps::StoreError,
     monitor::listen::MonitorError,
     trace::TraceError,
@@ -95,6 +95,15 @@ struct PinArgs {
     /// A mounted BPF filesystem; everything of ours is below DIR/kube-portal.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", global = true)]
     bpffs_root: PathBuf,
+}
+
+impl PinArgs {
+    /// For a command that looks at them, on a node where there can be any.
+    fn pins(&self) -> Result<Pins, CliError> {
+        check_node()?;
+        check_bpffs(&self.bpffs_root)?;
+        Ok(Pins::new(&self.bpffs_root))
+    }
 }
 
 /// Runs what asks netlink.

@@ -20,8 +20,8 @@ use super::{CliError, PinArgs, filter::FilterArgs};
 use crate::{
     expiry::monotonic_ns,
     inspect::{Filter, read},
-    loader::{Pins, check_bpffs, check_node, device_name},
-    maps::{MapStore as _, bpf::BpfStore},
+    loader::device_name,
+    maps::bpf::BpfStore,
     monitor::{
         event::{Context, Told},
         filter,
@@ -63,15 +63,13 @@ enum Format {
 pub(super) fn execute(args: &MonitorArgs) -> Result<(), CliError> {
     let filter = args.filter.filter()?;
     let outcomes = filter::outcomes(&args.outcome).map_err(CliError::Usage)?;
-    check_node()?;
-    check_bpffs(&args.pins.bpffs_root)?;
-    let pins = Pins::new(&args.pins.bpffs_root);
+    let pins = args.pins.pins()?;
     let store = pins.open_store()?;
     let mut listener = Listener::new(&pins)?;
-    let lost_before = lost(&store)?;
+    let lost_before = lost(&store);
     watch(args, &mut listener, &store, &filter, outcomes)?;
     drop(listener);
-    match lost(&store)?.saturating_sub(lost_before) {
+    match lost(&store).saturating_sub(lost_before) {
         0 => {}
         lost => eprintln!(
             "kube-portal: {lost} decisions more were made than could be read; ask for fewer with --outcome, --service or --address"
@@ -156,12 +154,8 @@ fn context(event: &MonitorEvent, store: &BpfStore, devices: &mut HashMap<u32, St
     }
 }
 
-fn lost(store: &BpfStore) -> Result<u64, CliError> {
-    let counters = store.counters()?;
-    let lost = counters
-        .iter()
-        .find(|(counter, _)| *counter == Counter::MonitorLost);
-    Ok(lost.map_or(0, |(_, count)| *count))
+fn lost(store: &BpfStore) -> u64 {
+    store.counter(Counter::MonitorLost).unwrap_or(0)
 }
 
 /// Whether somebody still reads.

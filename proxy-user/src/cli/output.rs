@@ -28,6 +28,11 @@ pub(crate) fn json(value: &impl Serialize) -> Result<String, CliError> {
     })
 }
 
+/// Whether whoever watches wants none (https://no-color.org).
+pub(crate) fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// With a newline behind it.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
     written(writeln!(io::stdout(), "{text}"))

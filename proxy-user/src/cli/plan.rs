@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{self, ProxyFlags},
-    loader::{PinError, Pins, Sizes, check_bpffs, check_node},
+    loader::{PinError, Sizes},
     maps::{MapStore as _, Observed},
     plan::text::{self, Line, Verb},
     rehearsal::{self, Rehearsed, Scene},
@@ -71,9 +71,7 @@ pub(super) fn execute(args: PlanArgs) -> Result<(), CliError> {
         log::warn!("{line}");
     }
     let settings = loaded.settings;
-    check_node()?;
-    check_bpffs(&args.pins.bpffs_root)?;
-    let (from, found, capacity) = match Pins::new(&args.pins.bpffs_root).open_store() {
+    let (from, found, capacity) = match args.pins.pins()?.open_store() {
         Ok(store) => ("maps", store.observe()?, store.capacity()),
         Err(PinError::Nothing { .. }) => {
             ("nothing", Observed::default(), Sizes::DEFAULT.capacity())

@@ -5,9 +5,7 @@ use proxy_common::abi::map;
 use super::{CliError, PinArgs, output};
 use crate::{
     control::{self, ControlError},
-    loader::{
-        AffinityMap, FlowMap, PinError, Pins, check_bpffs, check_node, device_name, on_devices,
-    },
+    loader::{AffinityMap, FlowMap, PinError, Pins, device_name, on_devices},
     maps::MapStore as _,
     status::Status,
 };
@@ -25,9 +23,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
-    check_node()?;
-    check_bpffs(&args.pins.bpffs_root)?;
-    let pins = Pins::new(&args.pins.bpffs_root);
+    let pins = args.pins.pins()?;
     if args.verify {
         return verify(&pins, args.json);
     }

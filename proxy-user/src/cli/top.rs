@@ -8,15 +8,12 @@ use clap::Args;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::{CliError, PinArgs, filter::FilterArgs, output};
-use crate::{
-    loader::{Pins, check_bpffs, check_node},
-    top::{
-        Sample,
-        read::Reader,
-        rows::{self, Order, ServiceRow},
-        screen::{Key, Screen},
-        view::{self, Look},
-    },
+use crate::top::{
+    Sample,
+    read::Reader,
+    rows::{self, Order, ServiceRow},
+    screen::{Key, Screen},
+    view::{self, Look},
 };
 
 /// Of this machine, reading the maps takes no more than one part in so many.
@@ -44,9 +41,7 @@ pub(super) struct TopArgs {
 
 pub(super) fn execute(args: &TopArgs) -> Result<(), CliError> {
     let filter = args.filter.filter()?;
-    check_node()?;
-    check_bpffs(&args.pins.bpffs_root)?;
-    let reader = Reader::new(&Pins::new(&args.pins.bpffs_root))?;
+    let reader = Reader::new(&args.pins.pins()?)?;
     let first = reader.sample()?;
     let interval = Duration::from_secs(args.interval);
     if args.once || args.json || !io::stdout().is_terminal() {
@@ -77,7 +72,7 @@ fn watch(
     sample: impl Fn() -> Result<Sample, CliError>,
 ) -> Result<(), CliError> {
     let look = Look {
-        is_coloured: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        is_coloured: !output::no_color(),
     };
     let mut due = Instant::now() + interval;
     while !screen.is_over {

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{CliError, PinArgs, output};
 use crate::{
-    loader::{Pins, check_bpffs, check_node},
+    loader::Pins,
     trace::{
         Destination, HookName, Kind, Options, Origin, Place, Question, Source, TraceError, Tracer,
         netns_of,
@@ -55,19 +55,18 @@ pub(super) struct TraceArgs {
 }
 
 pub(super) fn execute(args: &TraceArgs) -> Result<(), CliError> {
-    check_node()?;
-    check_bpffs(&args.pins.bpffs_root)?;
+    let pins = args.pins.pins()?;
     let netns = match args.netns {
         Some(pid) => netns_of(pid).map_err(CliError::Trace)?,
         None => 0,
     };
-    super::block_on(trace(args, netns))?
+    super::block_on(trace(args, &pins, netns))?
 }
 
-async fn trace(args: &TraceArgs, netns: u64) -> Result<(), CliError> {
+async fn trace(args: &TraceArgs, pins: &Pins, netns: u64) -> Result<(), CliError> {
     let source: Source = args.source.parse().map_err(TraceError::Question)?;
     let wanted: Destination = args.destination.parse().map_err(TraceError::Question)?;
-    let mut tracer = Tracer::open(&Pins::new(&args.pins.bpffs_root)).await?;
+    let mut tracer = Tracer::open(pins).await?;
     let (destination, protocol, others) = tracer.resolve(&wanted, source.ip.is_ipv4())?;
     let question = Question::new(source, destination, protocol).map_err(TraceError::Question)?;
     let (place, mut why) = tracer
@@ -123,8 +122,7 @@ async fn trace(args: &TraceArgs, netns: u64) -> Result<(), CliError> {
 
 /// Of the verdict, where somebody watches who wants colour (https://no-color.org).
 fn style(kind: Kind) -> Style {
-    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    if is_plain || !io::stdout().is_terminal() {
+    if output::no_color() || !io::stdout().is_terminal() {
         return Style::new();
     }
     let bold = Style::new().bold();

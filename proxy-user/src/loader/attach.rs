@@ -19,11 +19,10 @@ use proxy_common::{
     abi::{FlowTimeouts, PortRange, map},
     datapath::conntrack::timeout_table,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     AffinityMap, Claim, Counted, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins,
-    Programs, Sizes, link::Link, program_log, sizes,
+    Programs, Sizes, link::Link, program_log, sizes, sys,
 };
 use crate::{
     expiry::monotonic_ns,
@@ -97,11 +96,7 @@ pub fn load(
         return Err(LoadError::NoObject);
     }
     // Before 5.11 maps are charged to this limit. A failure shows when a map is made.
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let _not_needed_everywhere = setrlimit(Resource::Memlock, unlimited);
+    let _not_needed_everywhere = sys::lift_memlock();
     let mut claim = pins.claim(sizes)?;
     let mut new = sizes.all().to_vec();
     new.retain(|size| !claim.map(size.map).exists());

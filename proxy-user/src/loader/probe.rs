@@ -4,7 +4,7 @@
 use std::io;
 
 use aya::programs::ProgramInfo;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 use super::{
     Features,
@@ -121,11 +121,7 @@ unsafe impl Attr for LinkCreate {}
 /// Tries everything. Lifts the limit of locked memory of this process, as the agent does.
 pub fn probe() -> Probed {
     let memlock = getrlimit(Resource::Memlock).current;
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let memlock_lifted = setrlimit(Resource::Memlock, unlimited).is_ok();
+    let memlock_lifted = sys::lift_memlock();
     let mut required: Vec<Tried> = Vec::new();
     let mut jited = None;
     for (what, since, prog_type, attach_type) in PROGRAMS {

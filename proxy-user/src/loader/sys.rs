@@ -5,6 +5,8 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
 };
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 /// `enum bpf_cmd`, include/uapi/linux/bpf.h.
 pub(super) const MAP_LOOKUP_ELEM: libc::c_int = 1;
 pub(super) const MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -67,6 +69,15 @@ pub(super) fn bpf_fd<T: Attr>(command: libc::c_int, attr: &mut T) -> io::Result<
     let fd = bpf(command, attr)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes away the limit that maps are charged to before Linux 5.11; whether that is allowed.
+pub(super) fn lift_memlock() -> bool {
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    setrlimit(Resource::Memlock, unlimited).is_ok()
 }
 
 pub(crate) fn number(fd: RawFd) -> u32 {

@@ -43,17 +43,16 @@ impl Reader {
         };
         let name = |service: u32| {
             let name = observed.names.get(&service)?;
-            Some(name.text().into_owned())
+            Some(name.text())
         };
-        for service in observed.names.keys() {
-            sample
-                .services
-                .entry(name(*service).unwrap_or_default())
-                .or_default();
+        for name in observed.names.values() {
+            sample.services.entry(name.text().into_owned()).or_default();
         }
         for (service, stats) in self.store.service_stats()? {
             // It may have gone meanwhile.
-            if let Some(totals) = name(service).and_then(|name| sample.services.get_mut(&name)) {
+            if let Some(totals) =
+                name(service).and_then(|name| sample.services.get_mut(name.as_ref()))
+            {
                 totals.connections += stats.connections;
                 totals.failures += stats.failures;
             }
@@ -65,7 +64,7 @@ impl Reader {
         for (id, backend) in &observed.backends {
             let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
             let Some(totals) =
-                name(backend.service).and_then(|name| sample.services.get_mut(&name))
+                name(backend.service).and_then(|name| sample.services.get_mut(name.as_ref()))
             else {
                 continue;
             };
