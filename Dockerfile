@@ -20,5 +20,5 @@ COPY --from=build /image/ /
 LABEL org.opencontainers.image.title=kube-portal \
       org.opencontainers.image.version=0.1.0 \
       org.opencontainers.image.licenses=Apache-2.0 \
-      kube-portal.abi=4
+      kube-portal.abi=5
 ENTRYPOINT ["/usr/local/bin/kube-portal"]

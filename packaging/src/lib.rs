@@ -141,7 +141,7 @@ mod tests {
         };
         Image {
             version: "1.2.3".to_owned(),
-            abi: "4".to_owned(),
+            abi: "5".to_owned(),
             files: vec![
                 file("/lib64/ld.so", b"the loader"),
                 file(BINARY, &[7; 100_000]),

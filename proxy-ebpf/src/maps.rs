@@ -8,10 +8,10 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{
-        Addr, AffinityEntry, AffinityKey, Backend, BackendStats, Device, FlowEntry, FlowTimeouts,
-        FragmentKey, FragmentPorts, Frontend, FrontendKey, MonitorEvent, MonitorFilter, PortRange,
-        Service, ServiceName, ServiceStats, SockAddr, SocketCookie, SocketFlow, SourceRange, Tuple,
-        UdpFlow, UdpFlowKey,
+        Addr, AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Device, FlowEntry,
+        FlowTimeouts, FragmentKey, FragmentPorts, Frontend, FrontendKey, MonitorEvent,
+        MonitorFilter, PortRange, Service, ServiceName, ServiceStats, SockAddr, SocketCookie,
+        SocketFlow, SourceRange, Tuple, UdpFlow, UdpFlowKey,
     },
     datapath::{
         conntrack::{TimeoutTable, timeout_table},
@@ -106,6 +106,10 @@ pub(crate) static MONITOR: Array<MonitorFilter, 1> = Array::new();
 /// Decisions for `kube-portal monitor`, its only reader; bytes.
 #[btf_map(name = "KP_EVENTS")]
 pub(crate) static EVENTS: RingBuf<MonitorEvent, { 256 * 1024 }> = RingBuf::new();
+
+/// Attempts to connect that failed, for the agent; bytes.
+#[btf_map(name = "KP_FAILURES")]
+pub(crate) static FAILURES: RingBuf<AttemptFailure, { 16 * 1024 }> = RingBuf::new();
 
 /// Flows whose client has shown that it hears the answers. What finds no room stays in HALF_OPEN.
 #[btf_map(name = "KP_FLOWS")]

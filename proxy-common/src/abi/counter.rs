@@ -121,6 +121,15 @@ counters! {
     PacketOrphanDropped = "packet_orphan_dropped",
     /// A decision that `kube-portal monitor` had asked for, and that found no room on its way there.
     MonitorLost = "monitor_lost",
+    /// An attempt to connect to a backend that it refused, or that was cut off on the way there.
+    AttemptRefused = "attempt_refused",
+    /// An attempt to connect to a backend that was not answered in time.
+    AttemptUnanswered = "attempt_unanswered",
+    /// A first packet that was repeated because its backend had not answered, sent to another backend.
+    PacketFailedOver = "packet_failed_over",
+    /// A connection or flow that went to another backend than it would have, because that one has failed
+    /// of late.
+    BackendPassedOver = "backend_passed_over",
 }
 
 /// What an outcome means to whoever dialled.
@@ -196,7 +205,8 @@ impl Counter {
             Self::ConnectTranslated
             | Self::SendNewFlow
             | Self::SendMovedFlow
-            | Self::PacketNewFlow => Kind::Translated,
+            | Self::PacketNewFlow
+            | Self::PacketFailedOver => Kind::Translated,
             Self::SendKnownFlow
             | Self::ReceiveReversed
             | Self::PeernameReversed
@@ -236,7 +246,10 @@ impl Counter {
             | Self::AffinityNotRemembered
             | Self::PacketAnswerLimited
             | Self::FlowsFull
-            | Self::MonitorLost => Kind::Noted,
+            | Self::MonitorLost
+            | Self::AttemptRefused
+            | Self::AttemptUnanswered
+            | Self::BackendPassedOver => Kind::Noted,
         }
     }
 

@@ -8,12 +8,14 @@ mod addr;
 mod affinity;
 mod conntrack;
 mod counter;
+mod failure;
 mod inquiry;
 mod layout;
 mod monitor;
 mod name;
 mod prefix;
 mod protocol;
+mod scheduler;
 mod service;
 mod snat;
 mod socket;
@@ -26,11 +28,13 @@ pub use conntrack::{
     Tuple, Via,
 };
 pub use counter::{Counter, Kind};
+pub use failure::AttemptFailure;
 pub use inquiry::Inquiry;
 pub use monitor::{MONITOR_SERVICES, MonitorEvent, MonitorFilter, MonitorHook};
 pub use name::ServiceName;
 pub use prefix::{NetKey, SourceRange, SourceRangeKey};
 pub use protocol::Protocol;
+pub use scheduler::Scheduler;
 pub use service::{Backend, Empty, Frontend, FrontendKey, FrontendKind, Service, ServiceWord};
 pub use snat::{Device, PortRange};
 pub use socket::{SocketCookie, SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey};
@@ -38,7 +42,7 @@ pub use stats::{BackendStats, ServiceStats};
 
 /// Version of the map layout; names the directory of pins. A changed map's row in
 /// `proxy-user/src/loader/layout.rs` names it too.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps, as in the kernel object and below the directory of pins. The kernel keeps the
 /// first 15 bytes.
@@ -57,6 +61,7 @@ pub mod map {
     pub const BACKEND_STATS: &str = "KP_BACKEND_STATS";
     pub const MONITOR: &str = "KP_MONITOR";
     pub const EVENTS: &str = "KP_EVENTS";
+    pub const FAILURES: &str = "KP_FAILURES";
 
     pub const FLOWS: &str = "KP_FLOWS";
     pub const HALF_OPEN: &str = "KP_HALF_OPEN";
@@ -81,6 +86,7 @@ pub mod map {
         BACKEND_STATS,
         MONITOR,
         EVENTS,
+        FAILURES,
         FLOWS,
         HALF_OPEN,
         FRAGMENTS,

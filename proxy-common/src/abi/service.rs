@@ -1,6 +1,6 @@
 //! Frontend -> service word -> slot -> backend: one hash lookup, then array reads.
 
-use super::{addr::Addr, affinity::ServiceAffinity, layout::abi_struct};
+use super::{addr::Addr, affinity::ServiceAffinity, layout::abi_struct, scheduler::Scheduler};
 
 abi_struct! {
     /// Key of the map FRONTENDS: what a client dials. See also [`FrontendKey::of_address`].
@@ -47,6 +47,10 @@ abi_struct! {
         pub protocol: u8,
         /// Bits: [`Backend::LOCAL`] and those after it.
         pub flags: u8,
+        /// How much it can take, compared with the service's others; 1 unless somebody said otherwise.
+        pub weight: u16,
+        /// Always 0.
+        pub zero: u16,
         /// The id of the same endpoint in the Service port's other list (of the whole cluster, of this
         /// node); 0: it isn't there. It may be out of date: look whether it is the same endpoint.
         pub twin: u32,
@@ -133,7 +137,9 @@ impl From<ServiceWord> for Service {
 /// The word of a [`Service`] that switches a service from one set of backends to the
 /// next. Eight aligned bytes, written with one store, so a reader sees the old set or the new one.
 ///
-/// Bits 0..32 first slot, 32..56 number of slots, 56..64 [`Empty`] (what to do without slots).
+/// Bits 0..32 first slot, 32..56 number of slots, 56..58 [`Empty`] (what to do without slots), 58..62
+/// [`Scheduler`], 62 and 63 see [`Self::scheduled`]. A run has a slot for each backend, or as many as
+/// their weights say; for [`Scheduler::Maglev`] it is the lookup table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct ServiceWord(pub u64);
@@ -159,6 +165,45 @@ impl ServiceWord {
         Self(first_slot as u64 | ((count & Self::MAX_COUNT) as u64) << 32 | 1 << 56)
     }
 
+    const SCHEDULER_SHIFT: u32 = 58;
+    const FAILOVER: u64 = 1 << 62;
+    const WEIGHTED: u64 = 1 << 63;
+
+    /// The same slots by another rule. `fails_over`: backends that don't answer are passed over.
+    /// `is_weighted`: they have not all the same weight.
+    #[inline(always)]
+    pub const fn scheduled(
+        self,
+        scheduler: Scheduler,
+        fails_over: bool,
+        is_weighted: bool,
+    ) -> Self {
+        let mut word = self.0 & ((1 << Self::SCHEDULER_SHIFT) - 1);
+        word |= (scheduler as u64) << Self::SCHEDULER_SHIFT;
+        if fails_over {
+            word |= Self::FAILOVER;
+        }
+        if is_weighted {
+            word |= Self::WEIGHTED;
+        }
+        Self(word)
+    }
+
+    #[inline(always)]
+    pub const fn scheduler(self) -> Scheduler {
+        Scheduler::from_number((self.0 >> Self::SCHEDULER_SHIFT) as u8 & 15)
+    }
+
+    #[inline(always)]
+    pub const fn fails_over(self) -> bool {
+        self.0 & Self::FAILOVER != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_weighted(self) -> bool {
+        self.0 & Self::WEIGHTED != 0
+    }
+
     #[inline(always)]
     pub const fn without_backends(empty: Empty) -> Self {
         Self((empty as u64) << 56)
@@ -180,7 +225,7 @@ impl ServiceWord {
 
     #[inline(always)]
     pub const fn empty(self) -> Empty {
-        match self.0 >> 56 {
+        match self.0 >> 56 & 3 {
             1 => Empty::Refuse,
             2 => Empty::Drop,
             _ => Empty::Unused,
@@ -193,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_word_keeps_its_three_fields_apart() {
+    fn a_service_word_keeps_its_fields_apart() {
         let word = ServiceWord::with_backends(u32::MAX, ServiceWord::MAX_COUNT);
         assert_eq!(word.first_slot(), u32::MAX);
         assert_eq!(word.count(), ServiceWord::MAX_COUNT);
@@ -202,5 +247,20 @@ mod tests {
         let word = ServiceWord::without_backends(Empty::Drop);
         assert_eq!((word.count(), word.empty()), (0, Empty::Drop));
         assert_eq!(ServiceWord::default().empty(), Empty::Unused);
+        for scheduler in Scheduler::ALL {
+            for (fails_over, is_weighted) in [(false, true), (true, false)] {
+                let word = ServiceWord::with_backends(u32::MAX, ServiceWord::MAX_COUNT)
+                    .scheduled(Scheduler::Maglev, true, true)
+                    .scheduled(scheduler, fails_over, is_weighted);
+                assert_eq!(word.scheduler(), scheduler);
+                assert_eq!(word.fails_over(), fails_over);
+                assert_eq!(word.is_weighted(), is_weighted);
+                assert_eq!(word.first_slot(), u32::MAX);
+                assert_eq!(word.count(), ServiceWord::MAX_COUNT);
+            }
+        }
+        let empty = ServiceWord::without_backends(Empty::Drop);
+        let empty = empty.scheduled(Scheduler::Maglev, true, true);
+        assert_eq!((empty.count(), empty.empty()), (0, Empty::Drop));
     }
 }

@@ -14,6 +14,8 @@ abi_struct! {
         pub frontend: SockAddr,
         /// What it is connected to. If the kernel's peer is another address, the entry is stale.
         pub backend: SockAddr,
+        /// Monotonic, a few milliseconds behind: when it dialled.
+        pub since_ns: u64,
         /// 0 while parked.
         pub backend_id: u32,
         /// 0: a ClusterIP's port that no Service has.

@@ -18,5 +18,16 @@ abi_struct! {
     pub struct BackendStats {
         /// Connections and UDP flows that it was given.
         pub connections: u64,
+        /// Elements of SOCKETS, and flows in FLOWS that are not closed, that name the id: whichever
+        /// endpoint had it when they began. An id goes to another endpoint when there are none.
+        /// Two's complement; what is below 0 is about to be set right.
+        pub active: i64,
+        /// Until then (monotonic) it gets no new connections if another can have them; 0: it was never
+        /// passed over, or has answered since. Only the agent writes it.
+        pub passed_over_until_ns: u64,
+        /// Attempts to connect that failed since one was answered.
+        pub failures: u32,
+        /// Always 0.
+        pub zero: u32,
     }
 }

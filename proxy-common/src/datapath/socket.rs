@@ -299,6 +299,7 @@ fn remember(socket: &impl Socket, protocol: Protocol, dialled: &SockAddr, choice
     let remembered = socket.set_flow(&SocketFlow {
         frontend: *dialled,
         backend: choice.address,
+        since_ns: socket.now_ns(),
         backend_id: choice.backend_id,
         service: choice.service,
         tgid,

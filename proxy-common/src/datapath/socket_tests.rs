@@ -55,6 +55,8 @@ fn switch(maps: &mut Maps, backends: &[&str], empty: Empty) {
             port_be,
             protocol: 0,
             flags: Backend::CHOSEN,
+            weight: 1,
+            zero: 0,
             twin: 0,
             service: SERVICE,
         };

@@ -37,6 +37,8 @@ fn every_question_is_recorded_with_what_was_found_in_the_order_of_asking() {
         port_be: pod.port_be,
         protocol: 6,
         flags: Backend::CHOSEN,
+        weight: 1,
+        zero: 0,
         twin: 0,
         service: 3,
     };

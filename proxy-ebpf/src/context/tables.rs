@@ -57,7 +57,9 @@ impl Tables for Kernel {
                 port_be: (&raw const (*backend).port_be).read_volatile(),
                 protocol: 0,
                 flags: (&raw const (*backend).flags).read_volatile(),
-                // Not volatile: most calls don't ask for it.
+                // Not volatile, nor is the twin: most calls don't ask for them.
+                weight: (*backend).weight,
+                zero: 0,
                 twin: (*backend).twin,
                 service,
             })

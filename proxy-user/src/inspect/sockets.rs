@@ -266,6 +266,7 @@ mod tests {
             SocketFlow {
                 frontend: sock("10.96.0.10:80"),
                 backend: sock("10.1.1.2:8080"),
+                since_ns: 0,
                 backend_id,
                 service: 1,
                 tgid,

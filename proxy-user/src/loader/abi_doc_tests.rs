@@ -8,10 +8,10 @@ use std::{
 };
 
 use proxy_common::abi::{
-    ABI_VERSION, Addr, AffinityEntry, AffinityKey, Backend, BackendStats, Client, Counter, Device,
-    FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Inquiry, MonitorEvent,
-    MonitorFilter, MonitorHook, NetKey, Service, ServiceName, ServiceStats, SockAddr, SocketCookie,
-    SocketFlow, SourceRange, SourceRangeKey, Tuple, UdpFlow, UdpFlowKey, map,
+    ABI_VERSION, Addr, AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Client,
+    Counter, Device, FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Inquiry,
+    MonitorEvent, MonitorFilter, MonitorHook, NetKey, Service, ServiceName, ServiceStats, SockAddr,
+    SocketCookie, SocketFlow, SourceRange, SourceRangeKey, Tuple, UdpFlow, UdpFlowKey, map,
 };
 
 use super::{
@@ -33,7 +33,7 @@ macro_rules! structs {
 }
 
 /// In the order in which a reader meets them.
-const STRUCTS: [Struct; 26] = structs![
+const STRUCTS: [Struct; 27] = structs![
     SockAddr,
     FrontendKey,
     Frontend,
@@ -59,6 +59,7 @@ const STRUCTS: [Struct; 26] = structs![
     BackendStats,
     MonitorFilter,
     MonitorEvent,
+    AttemptFailure,
     Inquiry,
 ];
 

@@ -55,13 +55,13 @@ const NUMBER: usize = size_of::<u32>();
 const COUNT: usize = size_of::<u64>();
 
 /// A row for each of `map::ALL`.
-pub(super) const LAYOUTS: [Layout; 20] = {
+pub(super) const LAYOUTS: [Layout; 21] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     [
         tables(map::FRONTENDS, 2, Hash, [FrontendKey::SIZE, Frontend::SIZE]),
         tables(map::SERVICES, 3, Array, [NUMBER, Service::SIZE]),
         tables(map::SLOTS, 2, Array, [NUMBER, NUMBER]),
-        tables(map::BACKENDS, 3, Array, [NUMBER, Backend::SIZE]),
+        tables(map::BACKENDS, 5, Array, [NUMBER, Backend::SIZE]),
         tables(map::NAMES, 2, Hash, [NUMBER, ServiceName::SIZE]),
         tables(
             map::SOURCE_RANGES,
@@ -71,12 +71,13 @@ pub(super) const LAYOUTS: [Layout; 20] = {
         ),
         tables(map::SERVICE_NETS, 2, LpmTrie, [NetKey::SIZE, NUMBER]),
         tables(map::SERVICE_STATS, 4, Array, [NUMBER, ServiceStats::SIZE]),
-        tables(map::BACKEND_STATS, 4, Array, [NUMBER, BackendStats::SIZE]),
+        tables(map::BACKEND_STATS, 5, Array, [NUMBER, BackendStats::SIZE]),
         memory(map::MONITOR, 4, Array, [NUMBER, MonitorFilter::SIZE]),
         memory(map::EVENTS, 4, RingBuf, [0, 0]),
+        memory(map::FAILURES, 5, RingBuf, [0, 0]),
         memory(
             map::SOCKETS,
-            2,
+            5,
             Hash,
             [SocketCookie::SIZE, SocketFlow::SIZE],
         ),

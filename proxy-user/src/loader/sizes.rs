@@ -29,6 +29,8 @@ const DEVICES: u32 = 4096;
 const SERVICE_NETS: u32 = 1024;
 /// Bytes for decisions that `kube-portal monitor` has not read yet: about 1,800.
 const EVENTS: u32 = 256 << 10;
+/// Bytes for failed attempts that the agent has not read yet: about 500.
+const FAILURES: u32 = 16 << 10;
 
 /// The flag that says how large some maps are, and what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,7 @@ impl Sizes {
     }
 
     /// Of every map whose size is set.
-    pub(super) fn all(&self) -> [Size; 19] {
+    pub(super) fn all(&self) -> [Size; 20] {
         let by = |name, value| {
             move |map, entries| Size {
                 map,
@@ -134,6 +136,7 @@ impl Sizes {
             fixed(map::SERVICE_NETS, SERVICE_NETS),
             fixed(map::MONITOR, 1),
             fixed(map::EVENTS, EVENTS),
+            fixed(map::FAILURES, FAILURES),
         ]
     }
 }

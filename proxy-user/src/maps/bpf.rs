@@ -509,8 +509,8 @@ impl MapStore for BpfStore {
             }
             Step::ClearBackend { id } => {
                 // The service makes a backend valid: it goes first, and alone.
-                let never = BackendStats::default();
-                self.backend_stats.store(*id, &never.to_bytes())?;
+                // Its connections are counted until the last of them has ended.
+                self.backend_stats.store_u64(*id, 0, 0)?;
                 let cleared = Backend {
                     service: 0,
                     ..Backend::from_bytes(self.backends.load(*id)?)

@@ -52,6 +52,8 @@ pub(crate) fn backend(at: &str, protocol: Protocol, service: u32, flags: u8) -> 
         port_be: at.port_be,
         protocol: protocol.number(),
         flags,
+        weight: 1,
+        zero: 0,
         twin: 0,
         service,
     }

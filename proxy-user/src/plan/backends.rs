@@ -87,6 +87,8 @@ pub(super) fn write(
             port_be: sock_addr.port_be,
             protocol: key.protocol.number(),
             flags,
+            weight: 1,
+            zero: 0,
             twin,
             service,
         },

@@ -81,6 +81,8 @@ fn world() -> Maps {
             port_be,
             protocol: Protocol::Tcp.number(),
             flags,
+            weight: 1,
+            zero: 0,
             twin: 0,
             service,
         };
