@@ -13,7 +13,7 @@ mod state;
 pub use local::{HealthCheck, LocalState, WithoutLocal};
 pub use node_port::{NodePortScope, ScopeError};
 pub use object::*;
-pub use snapshot::{FrontendAddress, PortKey, PortSnapshot, Scope, SourceRanges};
+pub use snapshot::{Balancing, FrontendAddress, PortKey, PortSnapshot, Scope, SourceRanges};
 pub use state::{Model, Note};
 
 #[cfg(test)]

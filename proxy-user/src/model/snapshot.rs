@@ -1,16 +1,16 @@
 //! What the model asks for: the hand-over from `model` to `plan`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
+    num::{NonZeroU16, NonZeroU32},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
-use proxy_common::abi::{Empty, FrontendKind, Protocol};
+use proxy_common::abi::{Empty, FrontendKind, Protocol, Scheduler};
 
 use super::{Family, ObjectName};
 
@@ -108,6 +108,18 @@ pub struct PortSnapshot {
     pub source_ranges: Option<SourceRanges>,
     /// A client keeps its backend for so long after its last new connection.
     pub affinity_timeout_secs: Option<NonZeroU32>,
+    /// By which rule the chosen get new connections.
+    pub balancing: Balancing,
+}
+
+/// By which rule backends get new connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balancing {
+    pub scheduler: Scheduler,
+    /// Backends that fail are passed over for a while.
+    pub fails_over: bool,
+    /// Of those of the chosen that have another weight than 1.
+    pub weights: BTreeMap<SocketAddr, NonZeroU16>,
 }
 
 /// Source ranges of one family, and whom of this node they admit (BEHAVIOUR L1-L4).

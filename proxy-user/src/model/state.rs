@@ -12,8 +12,9 @@ use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use super::{
-    Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node, NodePortScope,
-    ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges, TrafficPolicy,
+    Balancing, Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node,
+    NodePortScope, ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges,
+    TrafficPolicy,
     claims::{Claim, Claims},
     names::Names,
     policy,
@@ -730,6 +731,7 @@ fn port_snapshots(
             outside_is_local: false,
             source_ranges: None,
             affinity_timeout_secs: service.affinity_timeout_secs,
+            balancing: Balancing::default(),
         }
     };
     let (internal, external): (Vec<_>, Vec<_>) = frontends

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use crate::{
-    model::{Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope, SourceRanges},
+    model::{
+        Balancing, Family, FrontendAddress, ObjectName, PortKey, PortSnapshot, Scope, SourceRanges,
+    },
     plan::Change,
 };
 
@@ -309,6 +311,7 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired 
                             .collect(),
                         empty: if *drop { Empty::Drop } else { Empty::Refuse },
                         affinity_timeout_secs: NonZeroU32::new(*affinity),
+                        balancing: Balancing::default(),
                         outside_is_local: is_cluster && has_twin && *outside,
                         source_ranges: ranges.filter(|_| is_cluster).map(|set| SourceRanges {
                             ranges: members(set, RANGES).map(range).collect(),
