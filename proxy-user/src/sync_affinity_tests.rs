@@ -263,9 +263,10 @@ fn dial(syncer: &Syncer<FakeStore>, client: Client, to: SocketAddr) -> Option<u8
             };
             let visit = || Visit {
                 client: Source::of_packet(IpAddr::from([192, 0, 2, number]).into()),
+                dialled: &key.addr,
                 now_ns: maps.now_ns.get(),
             };
-            choose(maps, service, visit)
+            choose(maps, service, 0, visit)
                 .ok()
                 .map(|choice| choice.address)
         }

@@ -127,8 +127,7 @@ counters! {
     AttemptUnanswered = "attempt_unanswered",
     /// A first packet that was repeated because its backend had not answered, sent to another backend.
     PacketFailedOver = "packet_failed_over",
-    /// A connection or flow that went to another backend than it would have, because that one has failed
-    /// of late.
+    /// A backend that a new connection was to get, and that was passed over because it has failed of late.
     BackendPassedOver = "backend_passed_over",
 }
 

@@ -24,8 +24,10 @@ abi_struct! {
         pub tgid: u32,
         /// IANA protocol number.
         pub protocol: u8,
+        /// TCP only: what became of the attempt to connect, a `datapath::failover::Attempt`; 0: not known.
+        pub attempt: u8,
         /// Always 0.
-        pub zero: [u8; 3],
+        pub zero: [u8; 2],
     }
 
     /// Key of the maps UDP_FLOWS (address: what an unconnected socket sends to) and UDP_REVERSE

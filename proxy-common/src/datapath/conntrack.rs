@@ -37,7 +37,8 @@ pub trait Conntrack {
     /// Writes the state, proof and time of `entry` into the one that is there. Whether there is one.
     #[must_use]
     fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
-    fn forget(&self, table: Table, key: &Tuple);
+    /// Whether there was one.
+    fn forget(&self, table: Table, key: &Tuple) -> bool;
     /// Makes this CPU the only one that takes over the reply tuple `key`, until [`unlock`](Self::unlock).
     /// Whether no other is at it.
     #[must_use]
@@ -65,6 +66,11 @@ pub mod state {
     pub const RESET: u8 = RESET_ORIGINAL | RESET_REPLY;
     /// The client hears the answers: the flow belongs in FLOWS, as soon as there is room.
     pub const PROVEN: u8 = 16;
+    /// It is in FLOWS and one of its backend's connections (`BackendStats::active`). Both entries say so; it
+    /// counts as long as that of the original direction is there.
+    pub const COUNTED: u8 = 64;
+    /// It began with the first packet of a TCP connection.
+    pub const DIALLED: u8 = 128;
 }
 
 pub const SECOND_NS: u64 = 1_000_000_000;
@@ -189,6 +195,22 @@ pub fn next_state(protocol: u8, state: u8, direction: Direction, tcp_flags: u8) 
 #[inline(always)]
 pub const fn is_closed(state: u8) -> bool {
     state & state::RESET != 0 || state & BOTH_CLOSED == BOTH_CLOSED
+}
+
+/// How long a client of TCP waits at least before it repeats its first packet, less than RFC 6298's second
+/// because clocks differ. What comes sooner is a copy that the network has made.
+const REPEATED_NS: u64 = 500 * MILLISECOND_NS;
+
+/// Whether a SYN in the original direction of a flow that is half open repeats one that had no answer.
+#[inline(always)]
+pub const fn is_unanswered(entry: &FlowEntry, now_ns: u64) -> bool {
+    entry.state & !state::DIALLED == 0 && now_ns.saturating_sub(entry.used_ns) >= REPEATED_NS
+}
+
+/// Whether a flow in FLOWS is one of its backend's connections.
+#[inline(always)]
+pub const fn is_active(state: u8) -> bool {
+    state & state::PROVEN != 0 && !is_closed(state)
 }
 
 /// Whether a packet of the original direction shows that its sender hears the answers.

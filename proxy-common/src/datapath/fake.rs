@@ -9,11 +9,12 @@ use super::{
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way, Work},
-    socket::{Decision, Socket},
+    schedule::{self, Draw},
+    socket::{Added, Decision, Socket},
 };
 use crate::abi::{
-    Addr, AffinityEntry, AffinityKey, Backend, BackendStats, Counter, Device, FlowEntry,
-    FlowTimeouts, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service,
+    Addr, AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Counter, Device,
+    FlowEntry, FlowTimeouts, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service,
     ServiceStats, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
 };
 
@@ -37,6 +38,8 @@ pub struct Maps {
     pub counters: RefCell<HashMap<u32, u64>>,
     pub service_stats: RefCell<HashMap<u32, ServiceStats>>,
     pub backend_stats: RefCell<HashMap<u32, BackendStats>>,
+    /// What the agent was told of.
+    pub failures: RefCell<Vec<AttemptFailure>>,
     /// What sockets were told of.
     pub told: RefCell<Vec<Decision>>,
     pub half_open: RefCell<HashMap<Tuple, FlowEntry>>,
@@ -136,6 +139,50 @@ impl Tables for Maps {
         u32::try_from((z ^ (z >> 31)) >> 32).expect("32 bits")
     }
 
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn service_stats(&self, id: u32) -> Option<ServiceStats> {
+        Some(
+            self.service_stats
+                .borrow()
+                .get(&id)
+                .copied()
+                .unwrap_or_default(),
+        )
+    }
+
+    fn backend_stats(&self, id: u32) -> Option<BackendStats> {
+        Some(
+            self.backend_stats
+                .borrow()
+                .get(&id)
+                .copied()
+                .unwrap_or_default(),
+        )
+    }
+
+    fn add_active(&self, backend_id: u32, change: i64) {
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(backend_id).or_default().active += change;
+    }
+
+    fn note_answer(&self, backend_id: u32) {
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(backend_id).or_default().failures = 0;
+    }
+
+    fn note_failure(&self, failure: &AttemptFailure) {
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(failure.backend_id).or_default().failures += 1;
+        self.failures.borrow_mut().push(*failure);
+    }
+
+    fn pick(&self, draw: &Draw) -> u32 {
+        schedule::pick(self, draw)
+    }
+
     fn count(&self, counter: Counter) {
         *self
             .counters
@@ -184,6 +231,34 @@ impl Tables for FakeSocket<'_> {
 
     fn random(&self) -> u32 {
         self.maps.random()
+    }
+
+    fn now_ns(&self) -> u64 {
+        Tables::now_ns(self.maps)
+    }
+
+    fn service_stats(&self, id: u32) -> Option<ServiceStats> {
+        Tables::service_stats(self.maps, id)
+    }
+
+    fn backend_stats(&self, id: u32) -> Option<BackendStats> {
+        Tables::backend_stats(self.maps, id)
+    }
+
+    fn add_active(&self, backend_id: u32, change: i64) {
+        self.maps.add_active(backend_id, change);
+    }
+
+    fn note_answer(&self, backend_id: u32) {
+        self.maps.note_answer(backend_id);
+    }
+
+    fn note_failure(&self, failure: &AttemptFailure) {
+        self.maps.note_failure(failure);
+    }
+
+    fn pick(&self, draw: &Draw) -> u32 {
+        self.maps.pick(draw)
     }
 
     fn count(&self, counter: Counter) {
@@ -249,8 +324,8 @@ impl Conntrack for Maps {
         true
     }
 
-    fn forget(&self, table: Table, key: &Tuple) {
-        self.table(table).borrow_mut().remove(key);
+    fn forget(&self, table: Table, key: &Tuple) -> bool {
+        self.table(table).borrow_mut().remove(key).is_some()
     }
 
     fn lock(&self, key: &Tuple) -> bool {
@@ -276,10 +351,6 @@ impl Conntrack for Maps {
 }
 
 impl Node for Maps {
-    fn now_ns(&self) -> u64 {
-        self.now_ns.get()
-    }
-
     fn snat_ports(&self) -> PortRange {
         self.snat_ports.unwrap_or(PortRange::DEFAULT)
     }
@@ -392,6 +463,15 @@ impl Default for Work {
             },
             service: 0,
             outcome: 0,
+            now_ns: 0,
+            avoid: 0,
+            one_more: 0,
+            one_less: 0,
+            attempt: 0,
+            tried_service: 0,
+            tried: 0,
+            tried_at: none,
+            zero: 0,
         }
     }
 }
@@ -399,10 +479,6 @@ impl Default for Work {
 impl Socket for FakeSocket<'_> {
     fn cookie(&self) -> u64 {
         self.cookie
-    }
-
-    fn now_ns(&self) -> u64 {
-        self.maps.now_ns.get()
     }
 
     fn netns(&self) -> u64 {
@@ -425,13 +501,21 @@ impl Socket for FakeSocket<'_> {
         self.maps.flows.borrow().get(&self.cookie).copied()
     }
 
-    fn set_flow(&self, flow: &SocketFlow) -> bool {
-        self.maps.flows.borrow_mut().insert(self.cookie, *flow);
-        true
+    fn add_flow(&self, flow: &SocketFlow) -> Added {
+        let mut flows = self.maps.flows.borrow_mut();
+        if flows.contains_key(&self.cookie) {
+            return Added::Known;
+        }
+        flows.insert(self.cookie, *flow);
+        Added::Written
     }
 
-    fn forget_flow(&self) {
-        self.maps.flows.borrow_mut().remove(&self.cookie);
+    fn set_flow(&self, flow: &SocketFlow) {
+        self.maps.flows.borrow_mut().insert(self.cookie, *flow);
+    }
+
+    fn forget_flow(&self) -> bool {
+        self.maps.flows.borrow_mut().remove(&self.cookie).is_some()
     }
 
     fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow> {

@@ -2,9 +2,10 @@
 
 use core::num::NonZeroU32;
 
+use super::schedule::{self, Draw};
 use crate::abi::{
-    AffinityEntry, AffinityKey, Backend, Client, Counter, Empty, Frontend, FrontendKey, Service,
-    ServiceWord, SockAddr,
+    Addr, AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Client, Counter,
+    Empty, Frontend, FrontendKey, Scheduler, Service, ServiceStats, ServiceWord, SockAddr,
 };
 
 /// The maps that decide where a connection goes. Implemented by the kernel maps and by
@@ -20,6 +21,18 @@ pub trait Tables {
     /// Whether there was room for it.
     fn set_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) -> bool;
     fn random(&self) -> u32;
+    /// Monotonic, a few milliseconds behind where that is cheaper.
+    fn now_ns(&self) -> u64;
+    fn service_stats(&self, id: u32) -> Option<ServiceStats>;
+    fn backend_stats(&self, id: u32) -> Option<BackendStats>;
+    /// Adds to [`BackendStats::active`].
+    fn add_active(&self, backend_id: u32, change: i64);
+    /// The backend has answered: [`BackendStats::failures`] is 0.
+    fn note_answer(&self, backend_id: u32);
+    /// Adds one to [`BackendStats::failures`], and tells the agent.
+    fn note_failure(&self, failure: &AttemptFailure);
+    /// [`schedule::pick`].
+    fn pick(&self, draw: &Draw) -> u32;
     fn count(&self, counter: Counter);
     /// `service` gave a connection or flow to this backend.
     fn count_connection(&self, service: u32, backend_id: u32);
@@ -64,20 +77,22 @@ pub enum NoChoice {
 
 /// Who asks, and when: asked for only where it matters.
 #[derive(Clone, Copy, Debug)]
-pub struct Visit {
+pub struct Visit<'a> {
     pub client: Client,
+    pub dialled: &'a Addr,
     /// Monotonic.
     pub now_ns: u64,
 }
 
 /// A backend of `service` for a new connection: the one that the client got last, if the Service port
-/// has affinity and the backend is still among the chosen (BEHAVIOUR S1-S6), or any other, each with
-/// equal probability (E16).
+/// has affinity and the backend is still among the chosen (BEHAVIOUR S1-S6), or one by the service's
+/// scheduler. `avoid` (0: none) is one that the connection is not to get again, if there is another.
 #[inline(always)]
-pub fn choose(
+pub fn choose<'a>(
     tables: &impl Tables,
     service: u32,
-    visit: impl FnOnce() -> Visit,
+    avoid: u32,
+    visit: impl FnOnce() -> Visit<'a>,
 ) -> Result<Choice, NoChoice> {
     // Read once: everything below must belong to one version of the service.
     let Some(Service { word, affinity }) = tables.service(service) else {
@@ -86,10 +101,22 @@ pub fn choose(
     let Some(count) = NonZeroU32::new(word.count()) else {
         return Err(without(word));
     };
+    let mut draw = Draw {
+        service,
+        word,
+        client: 0,
+        destination: 0,
+        avoid,
+    };
     if !affinity.is_on() {
-        return draw(tables, service, word.first_slot(), count);
+        if word.scheduler().looks_at_addresses() {
+            draw.looked_at(&visit());
+        }
+        return drawn(tables, &draw, count);
     }
-    let Visit { client, now_ns } = visit();
+    let visit = visit();
+    draw.looked_at(&visit);
+    let Visit { client, now_ns, .. } = visit;
     let key = AffinityKey {
         port: affinity.port(),
         client,
@@ -102,7 +129,7 @@ pub fn choose(
     };
     let choice = match kept {
         Some(choice) => choice,
-        None => draw(tables, service, word.first_slot(), count)?,
+        None => drawn(tables, &draw, count)?,
     };
     // Each new connection begins the time anew (S2).
     let remembered = tables.set_affinity(
@@ -119,20 +146,32 @@ pub fn choose(
     Ok(choice)
 }
 
-/// The backend in one of the slots, each with equal probability.
+impl Draw {
+    #[inline(always)]
+    fn looked_at(&mut self, visit: &Visit<'_>) {
+        self.client = schedule::hash_of_client(&visit.client);
+        self.destination = schedule::hash_of(visit.dialled);
+    }
+}
+
+/// A backend by the service's scheduler. What most have, any slot with equal probability (E16), is decided
+/// here; all else takes a call.
 #[inline(always)]
-fn draw(
-    tables: &impl Tables,
-    service: u32,
-    first_slot: u32,
-    count: NonZeroU32,
-) -> Result<Choice, NoChoice> {
-    // `random % count` prefers low slots by count / 2^32: under 0.4 % at the largest count there is.
-    let index = first_slot.wrapping_add(tables.random() % count);
-    tables
-        .slot(index)
-        .and_then(|backend_id| live(tables, service, backend_id))
-        .ok_or(NoChoice::Damaged)
+fn drawn(tables: &impl Tables, draw: &Draw, count: NonZeroU32) -> Result<Choice, NoChoice> {
+    let word = draw.word;
+    let mut id = 0;
+    if matches!(word.scheduler(), Scheduler::Random) {
+        // `random % count` prefers low slots by count / 2^32: under 0.4 % at the largest count there is.
+        let index = word.first_slot().wrapping_add(tables.random() % count);
+        id = tables.slot(index).unwrap_or(0);
+        if schedule::is_passed_over(tables, word, id, draw.avoid) {
+            id = 0;
+        }
+    }
+    if id == 0 {
+        id = tables.pick(draw);
+    }
+    live(tables, draw.service, id).ok_or(NoChoice::Damaged)
 }
 
 /// The entry's backend, if new connections to `service` go to it. It was got from the same list, or from

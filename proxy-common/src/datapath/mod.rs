@@ -4,10 +4,12 @@
 
 pub mod answer;
 pub mod conntrack;
+pub mod failover;
 pub mod flow;
 pub mod icmp_error;
 pub mod lookup;
 pub mod path;
+pub mod schedule;
 pub mod snat;
 pub mod socket;
 pub mod translate;

@@ -16,6 +16,7 @@
 
 use super::{
     conntrack::{self, Conntrack, Table, state},
+    failover::{self, Attempt},
     flow::{self, Flow, Kind},
     icmp_error,
     lookup::{Choice, NoChoice, Tables, Visit, account, choose, lack, live},
@@ -45,8 +46,6 @@ pub struct Route {
 
 /// What a node knows beside its tables. Implemented for the kernel and by [`super::fake::Maps`].
 pub trait Node: Tables + Conntrack {
-    /// Monotonic.
-    fn now_ns(&self) -> u64;
     fn snat_ports(&self) -> PortRange;
     /// Until this (monotonic) time a TCP connection that is not known here may be one of whoever served
     /// before, such as a kube-proxy; 0: never.
@@ -104,6 +103,24 @@ pub struct Work {
     pub service: u32,
     /// The index of the [`Counter`] of what became of it.
     pub outcome: u32,
+    /// When it came; monotonic.
+    pub now_ns: u64,
+    /// The backend that a new flow is not to get, if there is another; 0: none.
+    pub avoid: u32,
+    /// The backend that has one connection more; 0: none.
+    pub one_more: u32,
+    /// The backend that has one connection less; 0: none.
+    pub one_less: u32,
+    /// An [`Attempt`] of which it tells; 0: of none.
+    pub attempt: u32,
+    /// Whose backend the attempt was for.
+    pub tried_service: u32,
+    /// Which.
+    pub tried: u32,
+    /// Where that was.
+    pub tried_at: SockAddr,
+    /// Always 0.
+    pub zero: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +168,8 @@ pub enum Done {
     Forwarded = 1,
     Reversed = 2,
     ErrorTranslated = 3,
+    /// A new flow instead of one whose backend did not answer.
+    FailedOver = 4,
 }
 
 impl Done {
@@ -162,6 +181,8 @@ impl Done {
             Self::Reversed
         } else if number == Self::ErrorTranslated as u32 {
             Self::ErrorTranslated
+        } else if number == Self::FailedOver as u32 {
+            Self::FailedOver
         } else {
             Self::NewFlow
         }
@@ -236,6 +257,10 @@ impl From<translate::Failure> for DropReason {
     }
 }
 
+impl Decision {
+    const PASS: Self = Self::Verdict(Verdict::Pass(Passed::NotOurs));
+}
+
 impl Verdict {
     /// What [`carry_out`] is to do.
     #[inline(always)]
@@ -258,6 +283,7 @@ impl Verdict {
                 Done::Forwarded => Counter::PacketForwarded,
                 Done::Reversed => Counter::PacketReversed,
                 Done::ErrorTranslated => Counter::PacketErrorTranslated,
+                Done::FailedOver => Counter::PacketFailedOver,
             },
             Self::Reject(Refusal::NoEndpoints) => Counter::PacketNoEndpoints,
             Self::Reject(Refusal::UnknownPort) => Counter::PacketUnknownPort,
@@ -266,9 +292,18 @@ impl Verdict {
     }
 }
 
+/// What [`decide`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Decision {
+    Verdict(Verdict),
+    /// The packet is of no known flow: [`begin`] is to follow.
+    Begins,
+}
+
 /// A packet at a hook of a device. Counts what becomes of it.
 ///
-/// In the kernel the two steps are functions of their own, see `program/tc.rs`.
+/// In the kernel the steps are functions of their own, see `program/tc.rs`.
 #[inline(always)]
 pub fn run(
     hook: Hook,
@@ -277,12 +312,15 @@ pub fn run(
     node: &impl Node,
     work: &mut Work,
 ) -> Verdict {
-    let mut verdict = decide(hook, link, packet, node, work);
+    let mut verdict = match decide(hook, link, packet, node, work) {
+        Decision::Verdict(verdict) => verdict,
+        Decision::Begins => begin(packet, node, work),
+    };
     if let Some(done) = verdict.done() {
         verdict = carry_out(done, packet, node, work);
     }
     conclude(node, verdict, work);
-    account(node, verdict.counter(), work.service, work.entry.backend_id);
+    settle(node, verdict.counter(), work);
     verdict
 }
 
@@ -294,6 +332,28 @@ pub fn conclude(tables: &impl Tables, verdict: Verdict, work: &mut Work) {
     work.outcome = outcome.index();
 }
 
+/// Whether [`settle`] has something to do. Of most packets it has not.
+#[inline(always)]
+pub const fn is_to_be_settled(outcome: Counter, work: &Work) -> bool {
+    outcome.is_begin() || outcome.is_failure() || work.one_more | work.one_less | work.attempt != 0
+}
+
+/// What the packet's Service and backends are to know of it.
+#[inline(always)]
+pub fn settle(tables: &impl Tables, outcome: Counter, work: &Work) {
+    account(tables, outcome, work.service, work.entry.backend_id);
+    if work.one_less != 0 {
+        tables.add_active(work.one_less, -1);
+    }
+    if work.one_more != 0 {
+        tables.add_active(work.one_more, 1);
+    }
+    if let Some(attempt) = Attempt::from_number(work.attempt) {
+        let (service, id) = (work.tried_service, work.tried);
+        failover::note(tables, attempt, service, id, &work.tried_at);
+    }
+}
+
 /// What is to become of the packet, which is not touched yet. Flows are written down.
 #[inline(always)]
 pub fn decide(
@@ -302,9 +362,22 @@ pub fn decide(
     packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
-) -> Verdict {
+) -> Decision {
     work.service = 0;
+    work.avoid = 0;
+    work.one_more = 0;
+    work.one_less = 0;
+    work.attempt = 0;
     match story(hook, link, packet, node, work) {
+        Ok(decision) => decision,
+        Err(reason) => Decision::Verdict(Verdict::Drop(reason)),
+    }
+}
+
+/// A packet of no known flow, on its way in, of which [`decide`] has said that it begins one.
+#[inline(always)]
+pub fn begin(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Verdict {
+    match first(packet, node, work) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -317,45 +390,58 @@ fn story(
     packet: &impl Packet,
     node: &impl Node,
     work: &mut Work,
-) -> Result<Verdict, DropReason> {
+) -> Result<Decision, DropReason> {
     match (hook, link) {
         // As in IP forwarding: what every host on the link got would go on as many times.
         (Hook::Ingress, Link::Ethernet) if !node.is_for_device() => {
-            return Ok(Verdict::Pass(Passed::NotOurs));
+            return Ok(Decision::PASS);
         }
-        (Hook::Egress, _) if node.is_sent_on() => return Ok(Verdict::Pass(Passed::SentOn)),
+        (Hook::Egress, _) if node.is_sent_on() => {
+            return Ok(Decision::Verdict(Verdict::Pass(Passed::SentOn)));
+        }
         (Hook::Ingress | Hook::Egress, _) => {}
     }
     if let Err(skip) = flow::parse(packet, link, &mut work.flow) {
-        return Ok(Verdict::Pass(if skip.is_malformed() {
+        let passed = if skip.is_malformed() {
             Passed::Malformed
         } else {
             Passed::NotOurs
-        }));
+        };
+        return Ok(Decision::Verdict(Verdict::Pass(passed)));
     }
     if matches!(work.flow.kind, Kind::WithoutPorts) {
-        return stranger(node, &work.flow);
+        return stranger(node, &work.flow).map(Decision::Verdict);
     }
     let now_ns = node.now_ns();
+    work.now_ns = now_ns;
     if matches!(work.flow.kind, Kind::LaterFragment) && !learn_ports(node, &mut work.flow, now_ns) {
-        return orphan(node, &work.flow.tuple.dst);
+        return orphan(node, &work.flow.tuple.dst).map(Decision::Verdict);
     }
     if let Some(table) = conntrack::lookup(node, &work.flow.tuple, now_ns, &mut work.entry) {
         if !concerns(hook, &work.entry) {
-            return Ok(Verdict::Pass(Passed::NotOurs));
+            return Ok(Decision::PASS);
         }
         if goes_on(node, work, table, now_ns) {
-            return follow(packet, node, work, table, now_ns);
+            return follow(packet, node, work, table, now_ns).map(Decision::Verdict);
         }
         // Its opposite entry ends as others do, or goes to whoever takes it.
-        node.forget(table, &work.flow.tuple);
+        drop_original(node, work, table);
     }
     match (hook, work.flow.kind) {
-        (Hook::Ingress, Kind::Whole | Kind::FirstFragment) => begin(packet, node, work, now_ns),
-        (Hook::Egress, Kind::Whole | Kind::FirstFragment) => leaving(node, work),
-        (_, Kind::LaterFragment | Kind::Error | Kind::WithoutPorts) => {
-            Ok(Verdict::Pass(Passed::NotOurs))
+        (Hook::Ingress, Kind::Whole | Kind::FirstFragment) => Ok(Decision::Begins),
+        (Hook::Egress, Kind::Whole | Kind::FirstFragment) => {
+            leaving(node, work).map(Decision::Verdict)
         }
+        (_, Kind::LaterFragment | Kind::Error | Kind::WithoutPorts) => Ok(Decision::PASS),
+    }
+}
+
+/// Deletes the entry under the packet's own tuple, which is `work.entry` and of the original direction.
+/// Whoever deletes it counts.
+#[inline(always)]
+fn drop_original(node: &impl Node, work: &mut Work, table: Table) {
+    if node.forget(table, &work.flow.tuple) && work.entry.state & state::COUNTED != 0 {
+        work.one_less = work.entry.backend_id;
     }
 }
 
@@ -389,6 +475,7 @@ fn goes_on(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) -> bool
         return true;
     }
     !begins_anew(node, work)
+        && !is_given_up(node, work, table, now_ns)
         && (!conntrack::is_nearly_done(&work.entry, work.flow.tuple.protocol, now_ns)
             || snat::keep(node, work, table, now_ns))
 }
@@ -412,6 +499,42 @@ fn begins_anew(node: &impl Node, work: &Work) -> bool {
         Some(choice) => choice.address != work.entry.dst,
         None => true,
     }
+}
+
+/// Whether the packet repeats a first one that its backend has not answered, and another backend may. What
+/// the first one says after all goes nowhere then. A client with affinity stays where it is: one lost packet
+/// would be enough to lead it away for hours.
+#[inline(always)]
+fn is_given_up(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) -> bool {
+    if !work.flow.is_syn()
+        || matches!(table, Table::Established)
+        || !conntrack::is_unanswered(&work.entry, now_ns)
+    {
+        return false;
+    }
+    let Some(service) = node.service(work.entry.service) else {
+        return false;
+    };
+    if !service.word.fails_over() || service.word.count() < 2 || service.affinity.is_on() {
+        return false;
+    }
+    work.avoid = work.entry.backend_id;
+    tried(work, Attempt::Unanswered);
+    snat::release(node, work, table);
+    true
+}
+
+/// What the packet tells of the attempt that is `work.entry`.
+#[inline(always)]
+fn tried(work: &mut Work, attempt: Attempt) {
+    work.attempt = attempt as u32;
+    work.tried_service = work.entry.service;
+    work.tried = work.entry.backend_id;
+    // The other end of an answer is where it comes from.
+    work.tried_at = match Direction::from_number(work.entry.direction) {
+        Direction::Original => work.entry.dst,
+        Direction::Reply => SockAddr::from_parts(work.flow.tuple.src, work.flow.tuple.src_port_be),
+    };
 }
 
 /// A packet of a known flow.
@@ -463,24 +586,44 @@ fn find_way(
 /// Writes down that a flow is alive, where it stands, and in which table it belongs.
 #[inline(always)]
 fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
-    let flow = &work.flow;
-    let protocol = flow.tuple.protocol;
+    let protocol = work.flow.tuple.protocol;
     let direction = Direction::from_number(work.entry.direction);
-    let mut next = conntrack::next_state(protocol, work.entry.state, direction, flow.tcp_flags);
+    let tcp_flags = work.flow.tcp_flags;
+    let mut next = conntrack::next_state(protocol, work.entry.state, direction, tcp_flags);
     let mut proof = work.entry.proof;
     match direction {
         Direction::Original => {
-            if conntrack::is_proven(protocol, &work.entry, flow.tcp_flags, flow.acknowledgement) {
+            let acknowledgement = work.flow.acknowledgement;
+            if conntrack::is_proven(protocol, &work.entry, tcp_flags, acknowledgement) {
                 next |= state::PROVEN;
             }
         }
         Direction::Reply => {
-            if protocol == Protocol::Tcp.number()
-                && flow.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
-            {
-                proof = flow.sequence.wrapping_add(1);
+            if protocol == Protocol::Tcp.number() {
+                if tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK {
+                    proof = work.flow.sequence.wrapping_add(1);
+                }
+                // In the middle of a connection a reset says nothing of who might dial.
+                if work.entry.state & (state::DIALLED | state::REPLIED) == state::DIALLED {
+                    let is_refused = tcp_flags & tcp::RST != 0;
+                    tried(
+                        work,
+                        if is_refused {
+                            Attempt::Refused
+                        } else {
+                            Attempt::Answered
+                        },
+                    );
+                }
             }
         }
+    }
+    let moves = matches!(table, Table::HalfOpen) && next & state::PROVEN != 0;
+    let is_established = moves || matches!(table, Table::Established);
+    if is_established && conntrack::is_active(next) {
+        next |= state::COUNTED;
+    } else {
+        next &= !state::COUNTED;
     }
     if next == work.entry.state
         && proof == work.entry.proof
@@ -488,51 +631,76 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
     {
         return;
     }
-    work.entry.state = next;
+    let (counted, was_counted) = (next & state::COUNTED, work.entry.state & state::COUNTED);
     work.entry.proof = proof;
     work.entry.used_ns = now_ns;
     conntrack::opposite(&work.entry, protocol, &mut work.key);
     if node.find(table, &work.key, &mut work.other)
-        && !conntrack::leads_to(&work.other, &flow.tuple)
+        && !conntrack::leads_to(&work.other, &work.flow.tuple)
     {
         // It was pushed out, and its place taken by another flow; or its client has begun anew.
         if matches!(direction, Direction::Original) {
-            node.forget(table, &flow.tuple);
+            drop_original(node, work, table);
         }
         return;
     }
-    let moves = matches!(table, Table::HalfOpen) && next & state::PROVEN != 0;
-    if !moves
-        && node.amend(table, &work.flow.tuple, &work.entry)
-        && node.amend(table, &work.key, &work.entry)
-    {
-        return;
-    }
-    conntrack::mirror(&work.entry, &flow.tuple, &mut work.reply);
+    work.entry.state = next;
     if moves {
-        if node.put(Table::Established, &work.flow.tuple, &work.entry) {
-            if node.put(Table::Established, &work.key, &work.reply) {
-                node.forget(Table::HalfOpen, &work.flow.tuple);
-                node.forget(Table::HalfOpen, &work.key);
-                return;
+        conntrack::mirror(&work.entry, &work.flow.tuple, &mut work.reply);
+        if establish(node, work) {
+            if counted != 0 {
+                work.one_more = work.entry.backend_id;
             }
-            node.forget(Table::Established, &work.flow.tuple);
+            return;
         }
         node.count(Counter::FlowsFull);
+        // It stays where it is, for want of room, and is not counted there.
+        work.entry.state &= !state::COUNTED;
+    } else {
+        if counted > was_counted {
+            work.one_more = work.entry.backend_id;
+        } else if counted < was_counted {
+            work.one_less = work.entry.backend_id;
+        }
+        if node.amend(table, &work.flow.tuple, &work.entry)
+            && node.amend(table, &work.key, &work.entry)
+        {
+            return;
+        }
     }
-    // One was pushed out, or both stay where they are for want of room.
+    // One was pushed out, or both stay where they are.
+    conntrack::mirror(&work.entry, &work.flow.tuple, &mut work.reply);
     let _kept =
         node.put(table, &work.flow.tuple, &work.entry) && node.put(table, &work.key, &work.reply);
 }
 
-/// A packet of no known flow, on its way in.
+/// Moves both entries of a flow, of whose client the packet is, to FLOWS. Whether there was room.
 #[inline(always)]
-fn begin(
-    packet: &impl Packet,
-    node: &impl Node,
-    work: &mut Work,
-    now_ns: u64,
-) -> Result<Verdict, DropReason> {
+fn establish(node: &impl Node, work: &mut Work) -> bool {
+    if !node.claim(Table::Established, &work.flow.tuple, &work.entry) {
+        // Another CPU was quicker, or one of an earlier flow was left: what is replaced counts no more.
+        if node.find(Table::Established, &work.flow.tuple, &mut work.other)
+            && work.other.state & state::COUNTED != 0
+        {
+            work.one_less = work.other.backend_id;
+        }
+        if !node.put(Table::Established, &work.flow.tuple, &work.entry) {
+            return false;
+        }
+    }
+    if !node.put(Table::Established, &work.key, &work.reply) {
+        node.forget(Table::Established, &work.flow.tuple);
+        return false;
+    }
+    node.forget(Table::HalfOpen, &work.flow.tuple);
+    node.forget(Table::HalfOpen, &work.key);
+    true
+}
+
+/// See [`begin`].
+#[inline(always)]
+fn first(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<Verdict, DropReason> {
+    let now_ns = work.now_ns;
     let tuple = &work.flow.tuple;
     let Some(frontend) = node.frontend(&dialled(tuple)) else {
         return stranger(node, &work.flow);
@@ -563,9 +731,10 @@ fn begin(
     work.service = service;
     let visit = || Visit {
         client: Client::of_packet(tuple.src),
+        dialled: &tuple.dst,
         now_ns,
     };
-    let choice = match choose(node, service, visit) {
+    let choice = match choose(node, service, work.avoid, visit) {
         Ok(choice) => choice,
         Err(why) => return unserved(why),
     };
@@ -590,7 +759,12 @@ fn begin(
         return Err(DropReason::TtlExceeded);
     }
     remember(packet, node, work, &choice, via, now_ns)?;
-    Ok(translated(work, Done::NewFlow))
+    let done = if work.avoid != 0 && choice.backend_id != work.avoid {
+        Done::FailedOver
+    } else {
+        Done::NewFlow
+    };
+    Ok(translated(work, done))
 }
 
 /// The key under which a frontend for packets of this tuple would be.
@@ -705,7 +879,11 @@ fn remember(
         proof: 0,
         direction: Direction::Original as u8,
         via: via as u8,
-        state: 0,
+        state: if work.flow.is_syn() {
+            state::DIALLED
+        } else {
+            0
+        },
         zero: 0,
     };
     conntrack::mirror(&work.entry, tuple, &mut work.reply);

@@ -133,6 +133,20 @@ fn is_free(node: &impl Node, work: &Work, pressed: bool, now_ns: u64) -> bool {
         || leads_to(&work.other, &work.flow.tuple)
 }
 
+/// Deletes the reply entry of `work.entry`'s flow, which its client begins anew, so that nothing that its
+/// backend still says is taken for an answer. If somebody is taking the tuple, that is done already.
+#[inline(always)]
+pub fn release(node: &impl Node, work: &mut Work, table: Table) {
+    opposite(&work.entry, work.flow.tuple.protocol, &mut work.key);
+    if !node.lock(&work.key) {
+        return;
+    }
+    if node.find(table, &work.key, &mut work.other) && leads_to(&work.other, &work.flow.tuple) {
+        node.forget(table, &work.key);
+    }
+    node.unlock(&work.key);
+}
+
 /// Whether the flow of `work.entry`, which others may take the reply tuple of, still has it. If so, it is
 /// in use again, and nobody takes it now.
 #[inline(always)]

@@ -5,7 +5,10 @@
 //! own, but allocating and freeing it costs a short connection 2 % more.) An unconnected UDP socket is translated at every datagram, and keeps its backend as a flow does in
 //! conntrack: until the backend goes or the flow has been idle for two minutes.
 
-use super::lookup::{Choice, NoChoice, Tables, Visit, account, choose, live};
+use super::{
+    failover::{Attempt, note},
+    lookup::{Choice, NoChoice, Tables, Visit, account, choose, live},
+};
 use crate::abi::{
     Addr, Client, Counter, Frontend, FrontendKey, FrontendKind, MonitorHook, Protocol, SockAddr,
     SocketFlow, UDP_IDLE_NS, UDP_TOUCH_NS, UdpFlow, UdpFlowKey,
@@ -14,8 +17,6 @@ use crate::abi::{
 /// One call of a hook: the socket it runs for, and what is remembered of sockets.
 pub trait Socket: Tables {
     fn cookie(&self) -> u64;
-    /// Monotonic.
-    fn now_ns(&self) -> u64;
     /// The calling process, in the initial pid namespace.
     fn tgid(&self) -> u32;
     /// Cookie of the socket's network namespace.
@@ -26,9 +27,12 @@ pub trait Socket: Tables {
     fn can_refuse(&self) -> bool;
 
     fn flow(&self) -> Option<SocketFlow>;
-    /// Whether there was room for it.
-    fn set_flow(&self, flow: &SocketFlow) -> bool;
-    fn forget_flow(&self);
+    /// Writes it unless there is one.
+    fn add_flow(&self, flow: &SocketFlow) -> Added;
+    /// In place of the one that is there.
+    fn set_flow(&self, flow: &SocketFlow);
+    /// Whether there was one.
+    fn forget_flow(&self) -> bool;
 
     fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow>;
     fn set_udp_flow(&self, key: &UdpFlowKey, flow: &UdpFlow) -> bool;
@@ -38,6 +42,15 @@ pub trait Socket: Tables {
 
     /// Tells whoever listens (`kube-portal monitor`).
     fn tell(&self, decision: &Decision);
+}
+
+/// What came of adding an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    Written,
+    /// There is one.
+    Known,
+    NoRoom,
 }
 
 /// What was decided of something that a socket dialled or sent to.
@@ -127,9 +140,10 @@ fn is_allowed(socket: &impl Socket, frontend: &Frontend) -> bool {
 
 /// A socket is as good as its pod, or as the node (BEHAVIOUR S6).
 #[inline(always)]
-fn visit(socket: &impl Socket, now_ns: u64) -> Visit {
+fn visit<'a>(socket: &impl Socket, dialled: &'a SockAddr, now_ns: u64) -> Visit<'a> {
     Visit {
         client: Client::of_socket(socket.netns()),
+        dialled: &dialled.addr,
         now_ns,
     }
 }
@@ -225,7 +239,7 @@ fn decide_connect(socket: &impl Socket, protocol: Protocol, to: &SockAddr) -> Op
         return Some(Decided::unserved(Verdict::Drop, outcome, service));
     }
     Some(
-        match choose(socket, service, || visit(socket, socket.now_ns())) {
+        match choose(socket, service, 0, || visit(socket, to, socket.now_ns())) {
             Ok(choice) => {
                 remember(socket, protocol, to, &choice);
                 Decided::translated(Counter::ConnectTranslated, &choice)
@@ -288,26 +302,54 @@ fn without_backend(
 
 #[inline(always)]
 fn remember(socket: &impl Socket, protocol: Protocol, dialled: &SockAddr, choice: &Choice) {
-    let tgid = match protocol {
-        // The agent dials again on behalf of the owner: the owner stays the owner.
-        Protocol::Udp => match socket.flow() {
-            Some(flow) => flow.tgid,
-            None => socket.tgid(),
-        },
-        Protocol::Tcp | Protocol::Sctp => 0,
-    };
-    let remembered = socket.set_flow(&SocketFlow {
+    let mut flow = SocketFlow {
         frontend: *dialled,
         backend: choice.address,
         since_ns: socket.now_ns(),
         backend_id: choice.backend_id,
         service: choice.service,
-        tgid,
+        tgid: match protocol {
+            Protocol::Udp => socket.tgid(),
+            Protocol::Tcp | Protocol::Sctp => 0,
+        },
         protocol: protocol.number(),
-        zero: [0; 3],
-    });
-    if !remembered {
-        socket.count(Counter::SocketNotRemembered);
+        attempt: 0,
+        zero: [0; 2],
+    };
+    match socket.add_flow(&flow) {
+        Added::Written => {}
+        Added::Known => {
+            if let Some(before) = socket.flow() {
+                // The agent dials again on behalf of the owner: the owner stays the owner.
+                flow.tgid = before.tgid;
+                ended(socket, before.backend_id);
+            }
+            socket.set_flow(&flow);
+        }
+        Added::NoRoom => {
+            socket.count(Counter::SocketNotRemembered);
+            return;
+        }
+    }
+    if flow.backend_id != 0 {
+        socket.add_active(flow.backend_id, 1);
+    }
+}
+
+/// A connection of this backend (0: of none) is no more.
+#[inline(always)]
+fn ended(tables: &impl Tables, backend_id: u32) {
+    if backend_id != 0 {
+        tables.add_active(backend_id, -1);
+    }
+}
+
+/// Forgets what the socket dialled.
+#[inline(always)]
+fn forget(socket: &impl Socket, flow: &SocketFlow) {
+    // Whoever deletes it counts.
+    if socket.forget_flow() {
+        ended(socket, flow.backend_id);
     }
 }
 
@@ -323,13 +365,14 @@ fn connect_elsewhere(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
         return;
     };
     if *to == SockAddr::parked(&flow.frontend.addr) {
+        ended(socket, flow.backend_id);
         flow.backend = *to;
         flow.backend_id = 0;
-        let _replaces_its_own_entry = socket.set_flow(&flow);
+        socket.set_flow(&flow);
         socket.count(Counter::SocketParked);
         return;
     }
-    socket.forget_flow();
+    forget(socket, &flow);
 }
 
 /// connect(2) succeeds, but leads nowhere for now. What the socket dialled before is over; if it was
@@ -340,7 +383,7 @@ fn forget_another(socket: &impl Socket, protocol: Protocol, to: &SockAddr) {
         && let Some(flow) = socket.flow()
         && flow.frontend != *to
     {
-        socket.forget_flow();
+        forget(socket, &flow);
     }
 }
 
@@ -398,18 +441,20 @@ fn decide_send(socket: &impl Socket, to: &SockAddr) -> Option<Decided> {
         let outcome = Counter::SendNotAllowed;
         return Some(Decided::unserved(Verdict::Drop, outcome, service));
     }
-    Some(match choose(socket, service, || visit(socket, now_ns)) {
-        Ok(choice) => {
-            keep(socket, &key, &choice, now_ns);
-            Decided::translated(outcome, &choice)
-        }
-        Err(why) => without_backend(
-            why,
-            Counter::SendRefused,
-            Counter::SendNoLocalEndpoint,
-            service,
-        ),
-    })
+    Some(
+        match choose(socket, service, 0, || visit(socket, to, now_ns)) {
+            Ok(choice) => {
+                keep(socket, &key, &choice, now_ns);
+                Decided::translated(outcome, &choice)
+            }
+            Err(why) => without_backend(
+                why,
+                Counter::SendRefused,
+                Counter::SendNoLocalEndpoint,
+                service,
+            ),
+        },
+    )
 }
 
 /// Writes both directions of an unconnected flow.
@@ -449,6 +494,44 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
     }
     socket.count(Counter::PeernameReversed);
     Some(flow.frontend)
+}
+
+/// A TCP socket's attempt to connect. What is to be written to its entry, if this is news.
+#[inline(always)]
+pub fn attempted(tables: &impl Tables, flow: &SocketFlow, attempt: Attempt) -> Option<u8> {
+    if flow.protocol != Protocol::Tcp.number() || flow.attempt != 0 {
+        return None;
+    }
+    note(
+        tables,
+        attempt,
+        flow.service,
+        flow.backend_id,
+        &flow.backend,
+    );
+    Some(attempt as u8)
+}
+
+/// A socket still dialled when it was closed: it has waited for this long at least, or its owner just
+/// changed his mind. Nobody within a cluster takes that long to answer.
+const PATIENCE_NS: u64 = 250_000_000;
+
+/// The last close of a socket, whose entry `flow` was just deleted. `is_dialling`: no answer has come yet.
+#[inline(always)]
+pub fn closed(tables: &impl Tables, flow: &SocketFlow, is_dialling: bool) {
+    ended(tables, flow.backend_id);
+    if is_dialling && tables.now_ns().saturating_sub(flow.since_ns) >= PATIENCE_NS {
+        let _it_is_gone = attempted(tables, flow, Attempt::Unanswered);
+    }
+}
+
+/// Whether what becomes of the socket's attempt is worth knowing.
+#[inline(always)]
+pub fn is_watched(tables: &impl Tables, flow: &SocketFlow) -> bool {
+    flow.protocol == Protocol::Tcp.number()
+        && tables
+            .service(flow.service)
+            .is_some_and(|service| service.word.fails_over())
 }
 
 /// What bind(2) does.

@@ -9,12 +9,13 @@ use super::{
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way},
-    socket::{Decision, Socket},
+    schedule::{self, Draw},
+    socket::{Added, Decision, Socket},
 };
 use crate::abi::{
-    Addr, AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, SocketFlow, Tuple, UdpFlow,
-    UdpFlowKey,
+    Addr, AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Counter, Device,
+    FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service, ServiceStats,
+    SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey,
 };
 
 /// One question, and what was found. Those of the socket or packet in hand are none (its cookie, the
@@ -35,6 +36,14 @@ pub enum Lookup {
     CountConnection(u32, u32),
     /// `service` had nobody.
     CountFailure(u32),
+    ServiceStats(u32, Option<ServiceStats>),
+    BackendStats(u32, Option<BackendStats>),
+    /// The backend has so many connections more.
+    Active(u32, i64),
+    /// The backend has answered.
+    Answer(u32),
+    /// The backend has not.
+    Failure(AttemptFailure),
     Flow(Table, Tuple, Option<FlowEntry>),
     /// Unless there was one; whether it was written.
     FlowClaimed(Table, Tuple, FlowEntry, bool),
@@ -125,6 +134,42 @@ impl<T: Tables> Tables for Traced<'_, T> {
         number
     }
 
+    fn now_ns(&self) -> u64 {
+        self.inner.now_ns()
+    }
+
+    fn service_stats(&self, id: u32) -> Option<ServiceStats> {
+        let found = self.inner.service_stats(id);
+        self.note(Lookup::ServiceStats(id, found));
+        found
+    }
+
+    fn backend_stats(&self, id: u32) -> Option<BackendStats> {
+        let found = self.inner.backend_stats(id);
+        self.note(Lookup::BackendStats(id, found));
+        found
+    }
+
+    fn add_active(&self, backend_id: u32, change: i64) {
+        self.inner.add_active(backend_id, change);
+        self.note(Lookup::Active(backend_id, change));
+    }
+
+    fn note_answer(&self, backend_id: u32) {
+        self.inner.note_answer(backend_id);
+        self.note(Lookup::Answer(backend_id));
+    }
+
+    fn note_failure(&self, failure: &AttemptFailure) {
+        self.inner.note_failure(failure);
+        self.note(Lookup::Failure(*failure));
+    }
+
+    fn pick(&self, draw: &Draw) -> u32 {
+        // Not the inner one's: what it looks up is to be seen.
+        schedule::pick(self, draw)
+    }
+
     fn count(&self, counter: Counter) {
         self.inner.count(counter);
         self.note(Lookup::Count(counter));
@@ -166,9 +211,10 @@ impl<T: Conntrack> Conntrack for Traced<'_, T> {
         written
     }
 
-    fn forget(&self, table: Table, key: &Tuple) {
-        self.inner.forget(table, key);
+    fn forget(&self, table: Table, key: &Tuple) -> bool {
+        let was_there = self.inner.forget(table, key);
         self.note(Lookup::FlowForgotten(table, *key));
+        was_there
     }
 
     fn lock(&self, key: &Tuple) -> bool {
@@ -195,10 +241,6 @@ impl<T: Conntrack> Conntrack for Traced<'_, T> {
 }
 
 impl<T: Node> Node for Traced<'_, T> {
-    fn now_ns(&self) -> u64 {
-        self.inner.now_ns()
-    }
-
     fn snat_ports(&self) -> PortRange {
         self.inner.snat_ports()
     }
@@ -265,10 +307,6 @@ impl<T: Socket> Socket for Traced<'_, T> {
         self.inner.cookie()
     }
 
-    fn now_ns(&self) -> u64 {
-        self.inner.now_ns()
-    }
-
     fn tgid(&self) -> u32 {
         self.inner.tgid()
     }
@@ -291,14 +329,21 @@ impl<T: Socket> Socket for Traced<'_, T> {
         found
     }
 
-    fn set_flow(&self, flow: &SocketFlow) -> bool {
-        let written = self.inner.set_flow(flow);
-        self.note(Lookup::SocketFlowSet(*flow, written));
-        written
+    fn add_flow(&self, flow: &SocketFlow) -> Added {
+        let added = self.inner.add_flow(flow);
+        if added != Added::Known {
+            self.note(Lookup::SocketFlowSet(*flow, added == Added::Written));
+        }
+        added
     }
 
-    fn forget_flow(&self) {
-        self.inner.forget_flow();
+    fn set_flow(&self, flow: &SocketFlow) {
+        self.inner.set_flow(flow);
+        self.note(Lookup::SocketFlowSet(*flow, true));
+    }
+
+    fn forget_flow(&self) -> bool {
+        self.inner.forget_flow()
     }
 
     fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow> {

@@ -3,20 +3,23 @@
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{
-        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
-        bpf_set_retval,
+        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
     },
     programs::SockAddrContext,
 };
 use proxy_common::{
     abi::{Addr, MonitorEvent, SockAddr, SocketCookie, SocketFlow, UdpFlow, UdpFlowKey},
-    datapath::socket::{Decision, Socket},
+    datapath::{
+        lookup::Tables as _,
+        socket::{Added, Decision, Socket},
+    },
 };
 
-use super::tables::{ANY, is_of_node, reads_the_maps};
+use super::tables::{ANY, NOEXIST, is_of_node, reads_the_maps};
 use crate::{maps, monitor};
 
 const ECONNREFUSED: i32 = 111;
+const EEXIST: i32 = -17;
 
 /// What a forward hook returns to the kernel.
 const ALLOW: i32 = 1;
@@ -115,12 +118,6 @@ impl Socket for Hook {
     }
 
     #[inline(always)]
-    fn now_ns(&self) -> u64 {
-        // SAFETY: plain helper call.
-        unsafe { bpf_ktime_get_ns() }
-    }
-
-    #[inline(always)]
     fn tgid(&self) -> u32 {
         // SAFETY: plain helper call.
         (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
@@ -150,17 +147,25 @@ impl Socket for Hook {
     }
 
     #[inline(always)]
-    fn set_flow(&self, flow: &SocketFlow) -> bool {
+    fn add_flow(&self, flow: &SocketFlow) -> Added {
         let cookie = self.cookie();
-        maps::SOCKETS
-            .insert(SocketCookie { cookie }, flow, ANY)
-            .is_ok()
+        match maps::SOCKETS.insert(SocketCookie { cookie }, flow, NOEXIST) {
+            Ok(()) => Added::Written,
+            Err(EEXIST) => Added::Known,
+            Err(_) => Added::NoRoom,
+        }
     }
 
     #[inline(always)]
-    fn forget_flow(&self) {
+    fn set_flow(&self, flow: &SocketFlow) {
         let cookie = self.cookie();
-        let _absent_is_fine = maps::SOCKETS.remove(SocketCookie { cookie });
+        let _replaces_its_own_entry = maps::SOCKETS.insert(SocketCookie { cookie }, flow, ANY);
+    }
+
+    #[inline(always)]
+    fn forget_flow(&self) -> bool {
+        let cookie = self.cookie();
+        maps::SOCKETS.remove(SocketCookie { cookie }).is_ok()
     }
 
     #[inline(always)]

@@ -2,19 +2,26 @@
 
 use core::{arch::asm, ffi::c_void, ptr};
 
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+};
 use proxy_common::{
     abi::{
-        AffinityEntry, AffinityKey, Backend, Counter, Frontend, FrontendKey, Service,
-        ServiceAffinity, ServiceWord,
+        AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Counter, Frontend,
+        FrontendKey, Service, ServiceAffinity, ServiceStats, ServiceWord,
     },
-    datapath::lookup::Tables,
+    datapath::{
+        lookup::Tables,
+        schedule::{self, Draw},
+    },
 };
 
 use crate::maps;
 
 /// `BPF_ANY`.
 pub(super) const ANY: u64 = 0;
+/// `BPF_NOEXIST`.
+pub(super) const NOEXIST: u64 = 1;
 
 /// The maps in the kernel.
 #[derive(Clone, Copy)]
@@ -85,6 +92,89 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: plain helper calls.
+        unsafe {
+            if maps::HAS_COARSE_CLOCK.load() != 0 {
+                bpf_ktime_get_coarse_ns()
+            } else {
+                bpf_ktime_get_ns()
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn service_stats(&self, id: u32) -> Option<ServiceStats> {
+        let stats = maps::SERVICE_STATS.get_ptr(id)?;
+        // SAFETY: an element of the array; volatile makes each word one load.
+        unsafe {
+            Some(ServiceStats {
+                connections: (&raw const (*stats).connections).read_volatile(),
+                failures: 0,
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn backend_stats(&self, id: u32) -> Option<BackendStats> {
+        let stats = maps::BACKEND_STATS.get_ptr(id)?;
+        // SAFETY: an element of the array. What isn't asked for isn't loaded.
+        unsafe {
+            Some(BackendStats {
+                connections: 0,
+                active: (*stats).active,
+                passed_over_until_ns: (*stats).passed_over_until_ns,
+                failures: (*stats).failures,
+                zero: 0,
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn add_active(&self, backend_id: u32, change: i64) {
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend_id) {
+            // SAFETY: an element of the array; programs only add to it.
+            add(unsafe { &raw mut (*stats).active }.cast(), change as u64);
+        }
+    }
+
+    #[inline(always)]
+    fn note_answer(&self, backend_id: u32) {
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend_id) {
+            // SAFETY: an element of the array. A failure at the same time may be lost: it was answered.
+            unsafe { (&raw mut (*stats).failures).write_volatile(0) };
+        }
+    }
+
+    #[inline(always)]
+    fn note_failure(&self, failure: &AttemptFailure) {
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(failure.backend_id) {
+            // SAFETY: an element of the array.
+            unsafe {
+                let failures = &raw mut (*stats).failures;
+                // Two at a time may count as one.
+                failures.write_volatile(failures.read_volatile().saturating_add(1));
+            }
+        }
+        // Without room the next one tells it.
+        if let Some(mut record) = maps::FAILURES.reserve(0) {
+            record.write(*failure);
+            record.submit(0);
+        }
+    }
+
+    #[inline(always)]
+    fn pick(&self, draw: &Draw) -> u32 {
+        kp_pick(
+            draw.service,
+            draw.word.0,
+            draw.client,
+            draw.destination,
+            draw.avoid,
+        )
+    }
+
+    #[inline(always)]
     fn count(&self, counter: Counter) {
         if let Some(value) = maps::COUNTERS.get_ptr_mut(counter.index()) {
             // SAFETY: this CPU's own element; programs of one hook don't interrupt one another.
@@ -96,11 +186,11 @@ impl Tables for Kernel {
     fn count_connection(&self, service: u32, backend_id: u32) {
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service) {
             // SAFETY: an element of the array; it is only added to.
-            add_one(unsafe { &raw mut (*stats).connections });
+            add(unsafe { &raw mut (*stats).connections }, 1);
         }
         if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend_id) {
             // SAFETY: as above.
-            add_one(unsafe { &raw mut (*stats).connections });
+            add(unsafe { &raw mut (*stats).connections }, 1);
         }
     }
 
@@ -108,23 +198,37 @@ impl Tables for Kernel {
     fn count_failure(&self, service: u32) {
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service) {
             // SAFETY: as above.
-            add_one(unsafe { &raw mut (*stats).failures });
+            add(unsafe { &raw mut (*stats).failures }, 1);
         }
     }
+}
+
+/// [`schedule::pick`], which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_pick(service: u32, word: u64, client: u64, destination: u64, avoid: u32) -> u32 {
+    let draw = Draw {
+        service,
+        word: ServiceWord(word),
+        client,
+        destination,
+        avoid,
+    };
+    schedule::pick(&Kernel, &draw)
 }
 
 /// Not by CPU: that would be as many times as large, and a connection is dear enough. `value`: a word of a
 /// map's element.
 #[inline(always)]
-fn add_one(value: *mut u64) {
+fn add(value: *mut u64, change: u64) {
     // The atomics of `core` are missing on this target, as some of them are in the kernel: before Linux 5.12
     // an addition returns nothing.
     // SAFETY: the word is aligned, and programs only add to it.
     unsafe {
         asm!(
-            "lock *(u64 *)({value} + 0) += {one}",
+            "lock *(u64 *)({value} + 0) += {change}",
             value = in(reg) value,
-            one = in(reg) 1_u64,
+            change = in(reg) change,
             options(nostack),
         );
     }
@@ -196,6 +300,57 @@ macro_rules! reads_the_maps {
             #[inline(always)]
             fn random(&self) -> u32 {
                 proxy_common::datapath::lookup::Tables::random(&$crate::context::tables::Kernel)
+            }
+
+            #[inline(always)]
+            fn now_ns(&self) -> u64 {
+                proxy_common::datapath::lookup::Tables::now_ns(&$crate::context::tables::Kernel)
+            }
+
+            #[inline(always)]
+            fn service_stats(&self, id: u32) -> Option<proxy_common::abi::ServiceStats> {
+                proxy_common::datapath::lookup::Tables::service_stats(
+                    &$crate::context::tables::Kernel,
+                    id,
+                )
+            }
+
+            #[inline(always)]
+            fn backend_stats(&self, id: u32) -> Option<proxy_common::abi::BackendStats> {
+                proxy_common::datapath::lookup::Tables::backend_stats(
+                    &$crate::context::tables::Kernel,
+                    id,
+                )
+            }
+
+            #[inline(always)]
+            fn add_active(&self, backend_id: u32, change: i64) {
+                proxy_common::datapath::lookup::Tables::add_active(
+                    &$crate::context::tables::Kernel,
+                    backend_id,
+                    change,
+                );
+            }
+
+            #[inline(always)]
+            fn note_answer(&self, backend_id: u32) {
+                proxy_common::datapath::lookup::Tables::note_answer(
+                    &$crate::context::tables::Kernel,
+                    backend_id,
+                );
+            }
+
+            #[inline(always)]
+            fn note_failure(&self, failure: &proxy_common::abi::AttemptFailure) {
+                proxy_common::datapath::lookup::Tables::note_failure(
+                    &$crate::context::tables::Kernel,
+                    failure,
+                );
+            }
+
+            #[inline(always)]
+            fn pick(&self, draw: &proxy_common::datapath::schedule::Draw) -> u32 {
+                proxy_common::datapath::lookup::Tables::pick(&$crate::context::tables::Kernel, draw)
             }
 
             #[inline(always)]

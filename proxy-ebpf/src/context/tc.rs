@@ -6,15 +6,15 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
-        bpf_fib_lookup as FibLookup, bpf_redir_neigh as RedirNeigh, bpf_sock_tuple as SockTuple,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup as FibLookup,
+        bpf_redir_neigh as RedirNeigh, bpf_sock_tuple as SockTuple,
     },
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skc_lookup_tcp,
+        bpf_csum_diff, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+        bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
@@ -35,7 +35,7 @@ use proxy_common::{
     },
 };
 
-use super::tables::{ANY, reads_the_maps};
+use super::tables::{ANY, NOEXIST, reads_the_maps};
 use crate::maps;
 
 /// A mode of bpf_skb_adjust_room: behind the link layer's header.
@@ -57,8 +57,6 @@ const SENT_ON: [u32; 2] = [u32::from_be_bytes(*b"kube"), u32::from_be_bytes(*b"p
 
 /// Two in the frame and one beside it.
 const MAX_TAGS: u8 = 3;
-
-const NOEXIST: u64 = BPF_NOEXIST as u64;
 
 /// An skb, reached through helpers: they see it whole, wherever the kernel keeps its parts.
 #[derive(Clone, Copy)]
@@ -308,11 +306,12 @@ impl Conntrack for Skb {
     }
 
     #[inline(always)]
-    fn forget(&self, table: Table, key: &Tuple) {
-        let _absent_is_fine = match table {
+    fn forget(&self, table: Table, key: &Tuple) -> bool {
+        match table {
             Table::Established => maps::FLOWS.remove(key),
             Table::HalfOpen => maps::HALF_OPEN.remove(key),
-        };
+        }
+        .is_ok()
     }
 
     #[inline(always)]
@@ -362,18 +361,6 @@ fn write(table: Table, key: &Tuple, entry: &FlowEntry, flags: u64) -> bool {
 }
 
 impl Node for Skb {
-    #[inline(always)]
-    fn now_ns(&self) -> u64 {
-        // SAFETY: plain helper calls.
-        unsafe {
-            if maps::HAS_COARSE_CLOCK.load() != 0 {
-                bpf_ktime_get_coarse_ns()
-            } else {
-                bpf_ktime_get_ns()
-            }
-        }
-    }
-
     #[inline(always)]
     fn snat_ports(&self) -> PortRange {
         PortRange {

@@ -1,13 +1,21 @@
 //! Entries of the socket path.
 
 use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    },
     helpers::generated::bpf_get_socket_cookie,
-    macros::{cgroup_sock, cgroup_sock_addr},
-    programs::{SockAddrContext, SockContext},
+    macros::{cgroup_sock, cgroup_sock_addr, sock_ops},
+    programs::{SockAddrContext, SockContext, SockOpsContext},
 };
 use proxy_common::{
-    abi::{Protocol, SockAddr, SocketCookie},
-    datapath::socket::{self, BindVerdict, Verdict},
+    abi::{Protocol, SockAddr, SocketCookie, SocketFlow},
+    datapath::{
+        failover::Attempt,
+        socket::{self, BindVerdict, Verdict},
+    },
 };
 
 use crate::{
@@ -150,6 +158,67 @@ pub(crate) fn kp_post_bind6(ctx: SockContext) -> i32 {
 pub(crate) fn kp_sock_release(ctx: SockContext) -> i32 {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
-    let _absent_is_fine = maps::SOCKETS.remove(SocketCookie { cookie });
+    let key = SocketCookie { cookie };
+    // SAFETY: only this socket's own calls write the element, and this is the last.
+    let Some(flow) = unsafe { maps::SOCKETS.get(key) }.copied() else {
+        return ALLOW;
+    };
+    // Or the agent was quicker, and has counted.
+    if maps::SOCKETS.remove(key).is_ok() {
+        // SAFETY: the kernel passes a valid socket.
+        let is_dialling = unsafe { (*ctx.sock).state } == BPF_TCP_SYN_SENT;
+        socket::closed(&Kernel, &flow, is_dialling);
+    }
     ALLOW
+}
+
+/// The kernel's TCP tells how a connection is getting on.
+#[sock_ops]
+pub(crate) fn kp_sock_ops(ctx: SockOpsContext) -> u32 {
+    // The reply is left alone: other programs of the cgroup may have given it.
+    const DONE: u32 = 1;
+    const WATCHED: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
+    let attempt = match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            if let Some(flow) = entry(&ctx)
+                // SAFETY: see `entry`.
+                && socket::is_watched(&Kernel, unsafe { &*flow })
+            {
+                // Never taken back: somebody else may want to hear of the socket too.
+                let _unwatched = ctx.set_cb_flags((ctx.cb_flags() | WATCHED) as i32);
+            }
+            return DONE;
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if ctx.cb_flags() & WATCHED != 0 => Attempt::Answered,
+        BPF_SOCK_OPS_RTO_CB if state(&ctx) == BPF_TCP_SYN_SENT => Attempt::Unanswered,
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT && ctx.arg(1) == BPF_TCP_CLOSE => {
+            Attempt::Refused
+        }
+        _ => return DONE,
+    };
+    if let Some(flow) = entry(&ctx) {
+        // SAFETY: see `entry`. Nobody else writes this byte.
+        unsafe {
+            let was = *flow;
+            if let Some(now) = socket::attempted(&Kernel, &was, attempt) {
+                (&raw mut (*flow).attempt).write_volatile(now);
+            }
+        }
+    }
+    DONE
+}
+
+/// What is remembered of the socket. It stays allocated until the program ends; if the socket is closed
+/// meanwhile, the element may be another's, which dials at this very moment.
+#[inline(always)]
+fn entry(ctx: &SockOpsContext) -> Option<*mut SocketFlow> {
+    // SAFETY: the helper takes the context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
+    maps::SOCKETS.get_ptr_mut(SocketCookie { cookie })
+}
+
+#[inline(always)]
+fn state(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    unsafe { (*ctx.ops).state }
 }

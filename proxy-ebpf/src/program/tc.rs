@@ -14,8 +14,8 @@ use proxy_common::{
     abi::{Counter, Kind, MonitorEvent, MonitorHook, SockAddr},
     datapath::{
         answer::{self, Cause},
-        lookup::account,
-        path::{self, Done, Hook, Node as _, Verdict, Work},
+        lookup::Tables as _,
+        path::{self, Decision, Done, Hook, Node as _, Verdict, Work},
     },
     wire::link::Link,
 };
@@ -29,6 +29,7 @@ mod next {
     pub(super) const CARRY_OUT: i32 = 0x100;
     /// Added to a `Cause`.
     pub(super) const ANSWER: i32 = 0x200;
+    pub(super) const BEGIN: i32 = 0x300;
 }
 
 /// SAFETY of all uses: it is this CPU's own element, and no program of ours interrupts another; the kernel
@@ -46,10 +47,17 @@ fn decide(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
     // SAFETY: see `work`.
     let work = unsafe { &mut *work };
     let node = Skb::new(skb);
-    let verdict = path::decide(hook, link, &node, &node, work);
+    match path::decide(hook, link, &node, &node, work) {
+        Decision::Verdict(verdict) => decided(&node, verdict, work),
+        Decision::Begins => next::BEGIN,
+    }
+}
+
+#[inline(always)]
+fn decided(node: &Skb, verdict: Verdict, work: &mut Work) -> i32 {
     match verdict.done() {
         Some(done) => next::CARRY_OUT + done as i32,
-        None => end(&node, verdict, work),
+        None => end(node, verdict, work),
     }
 }
 
@@ -90,6 +98,20 @@ extern "C" fn kp_ingress_ip(skb: *mut __sk_buff) -> i32 {
 #[inline(never)]
 extern "C" fn kp_egress_ip(skb: *mut __sk_buff) -> i32 {
     decide(skb, Hook::Egress, Link::None)
+}
+
+/// A packet of no known flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_begin(skb: *mut __sk_buff) -> i32 {
+    let Some(work) = work() else {
+        return TC_ACT_UNSPEC;
+    };
+    // SAFETY: see `work`.
+    let work = unsafe { &mut *work };
+    let node = Skb::new(skb);
+    let verdict = path::begin(&node, &node, work);
+    decided(&node, verdict, work)
 }
 
 /// Makes of the packet what was decided.
@@ -140,7 +162,7 @@ extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
     };
     let node = Skb::new(skb);
     let entry = &work.entry;
-    account(&node, outcome, work.service, entry.backend_id);
+    path::settle(&node, outcome, work);
     if !monitor::is_asked_for(outcome) {
         return 0;
     }
@@ -180,6 +202,9 @@ extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
 #[inline(always)]
 fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
     let mut code = code;
+    if code == next::BEGIN {
+        code = kp_begin(skb);
+    }
     if code >= next::CARRY_OUT && code < next::ANSWER {
         code = kp_carry_out(skb, (code - next::CARRY_OUT) as u32);
     }
@@ -188,8 +213,9 @@ fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
     }
     if let Some(work) = work()
         // SAFETY: see `work`.
-        && let Some(outcome) = Counter::from_index(unsafe { (*work).outcome })
-        && (outcome.is_begin() || outcome.is_failure() || monitor::is_asked_for(outcome))
+        && let work = unsafe { &*work }
+        && let Some(outcome) = Counter::from_index(work.outcome)
+        && (path::is_to_be_settled(outcome, work) || monitor::is_asked_for(outcome))
     {
         kp_tell(skb, hook as u32);
     }

@@ -271,7 +271,8 @@ mod tests {
                 service: 1,
                 tgid,
                 protocol: protocol.number(),
-                zero: [0; 3],
+                attempt: 0,
+                zero: [0; 2],
             },
         )
     }

@@ -333,6 +333,16 @@ impl BpfStore {
         counted(&self.backend_stats, BackendStats::from_bytes)
     }
 
+    pub fn service_stats_of(&self, id: u32) -> Option<ServiceStats> {
+        let bytes = self.service_stats.load(id).ok()?;
+        Some(ServiceStats::from_bytes(bytes))
+    }
+
+    pub fn backend_stats_of(&self, id: u32) -> Option<BackendStats> {
+        let bytes = self.backend_stats.load(id).ok()?;
+        Some(BackendStats::from_bytes(bytes))
+    }
+
     /// Connected sockets that are remembered now, and for how many there is room.
     pub fn socket_use(&self) -> (usize, u32) {
         (self.sockets.keys().flatten().count(), self.socket_capacity)

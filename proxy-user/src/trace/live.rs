@@ -10,9 +10,9 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use proxy_common::{
     abi::Addr,
     abi::{
-        AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, SocketFlow, Tuple,
-        UdpFlow, UdpFlowKey, map,
+        AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Counter, Device,
+        FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service,
+        ServiceStats, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey, map,
     },
     datapath::{
         answer::Budget,
@@ -20,7 +20,8 @@ use proxy_common::{
         flow::Flow,
         lookup::Tables,
         path::{Node, Route, Way},
-        socket::{Decision, Socket},
+        schedule::{self, Draw},
+        socket::{Added, Decision, Socket},
     },
 };
 
@@ -236,6 +237,28 @@ impl Tables for Run<'_> {
         self.dice.borrow_mut().next()
     }
 
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn service_stats(&self, id: u32) -> Option<ServiceStats> {
+        self.live.store.service_stats_of(id)
+    }
+
+    fn backend_stats(&self, id: u32) -> Option<BackendStats> {
+        self.live.store.backend_stats_of(id)
+    }
+
+    fn add_active(&self, _backend_id: u32, _change: i64) {}
+
+    fn note_answer(&self, _backend_id: u32) {}
+
+    fn note_failure(&self, _failure: &AttemptFailure) {}
+
+    fn pick(&self, draw: &Draw) -> u32 {
+        schedule::pick(self, draw)
+    }
+
     fn count(&self, _counter: Counter) {}
 
     fn count_connection(&self, _service: u32, _backend_id: u32) {}
@@ -281,8 +304,10 @@ impl Conntrack for Run<'_> {
         true
     }
 
-    fn forget(&self, table: Table, key: &Tuple) {
+    fn forget(&self, table: Table, key: &Tuple) -> bool {
+        let was_there = self.flow(table, key).is_some();
         self.write(table, key, None);
+        was_there
     }
 
     fn lock(&self, _key: &Tuple) -> bool {
@@ -305,10 +330,6 @@ impl Conntrack for Run<'_> {
 }
 
 impl Node for Run<'_> {
-    fn now_ns(&self) -> u64 {
-        self.now_ns
-    }
-
     fn snat_ports(&self) -> PortRange {
         self.live.constants.snat_ports
     }
@@ -370,10 +391,6 @@ impl Socket for Run<'_> {
         0
     }
 
-    fn now_ns(&self) -> u64 {
-        self.now_ns
-    }
-
     fn tgid(&self) -> u32 {
         std::process::id()
     }
@@ -394,13 +411,20 @@ impl Socket for Run<'_> {
         self.socket.get()
     }
 
-    fn set_flow(&self, flow: &SocketFlow) -> bool {
+    fn add_flow(&self, flow: &SocketFlow) -> Added {
+        if self.socket.get().is_some() {
+            return Added::Known;
+        }
         self.socket.set(Some(*flow));
-        true
+        Added::Written
     }
 
-    fn forget_flow(&self) {
-        self.socket.set(None);
+    fn set_flow(&self, flow: &SocketFlow) {
+        self.socket.set(Some(*flow));
+    }
+
+    fn forget_flow(&self) -> bool {
+        self.socket.take().is_some()
     }
 
     fn udp_flow(&self, key: &UdpFlowKey) -> Option<UdpFlow> {

@@ -207,24 +207,48 @@ fn choice(
             None
         }
     })?;
-    let drawn = lookups.iter().find_map(|lookup| {
-        if let Lookup::Slot(_, Some(id)) = lookup {
-            Some(*id)
-        } else {
-            None
-        }
-    });
-    let backend = lookups.iter().find_map(|lookup| match (drawn, lookup) {
-        (Some(drawn), Lookup::Backend(id, Some(backend))) if *id == drawn => {
-            Some(SockAddr::from_parts(backend.addr, backend.port_be))
-        }
-        (None, Lookup::AffinitySet(_, entry, _)) => Some(entry.backend),
-        (Some(_) | None, _) => None,
-    })?;
+    let is_slot = |lookup: &Lookup| matches!(lookup, Lookup::Slot(_, Some(_)));
+    let drawn = lookups.iter().rposition(is_slot);
+    let backend = match drawn {
+        // Behind the last slot come questions about several backends, for their weights; the last one is
+        // about the one that was taken.
+        Some(at) => lookups[at..]
+            .iter()
+            .take_while(|lookup| !is_of_what_follows(lookup))
+            .filter_map(|lookup| {
+                if let Lookup::Backend(_, Some(backend)) = lookup {
+                    Some(SockAddr::from_parts(backend.addr, backend.port_be))
+                } else {
+                    None
+                }
+            })
+            .last(),
+        None => lookups.iter().find_map(|lookup| {
+            if let Lookup::AffinitySet(_, entry, _) = lookup {
+                Some(entry.backend)
+            } else {
+                None
+            }
+        }),
+    }?;
     Some(Choice {
         service: id,
         candidates: candidates(service),
         backend,
         is_kept: drawn.is_none(),
     })
+}
+
+/// Whether it was asked or written when the backend had been chosen.
+const fn is_of_what_follows(lookup: &Lookup) -> bool {
+    matches!(
+        lookup,
+        Lookup::AffinitySet(..)
+            | Lookup::Route(..)
+            | Lookup::FlowClaimed(..)
+            | Lookup::FlowWritten(..)
+            | Lookup::SocketFlowSet(..)
+            | Lookup::UdpFlowSet(..)
+            | Lookup::CountConnection(..)
+    )
 }

@@ -153,6 +153,35 @@ pub(super) fn lookup(lookup: &Lookup, names: &impl Names) -> String {
         Lookup::CountConnection(id, backend_id) => {
             format!("KP_BACKEND_STATS {backend_id} of service {id}: would be one connection more")
         }
+        Lookup::ServiceStats(id, stats) => {
+            let stats = found(stats.as_ref(), |stats| {
+                format!("{} connections so far", stats.connections)
+            });
+            format!("KP_SERVICE_STATS {id}: {stats}")
+        }
+        Lookup::BackendStats(id, stats) => {
+            let stats = found(stats.as_ref(), |stats| {
+                let active = stats.active.max(0);
+                match stats.passed_over_until_ns {
+                    0 => format!("{active} connections now"),
+                    _ => format!(
+                        "{active} connections now, passed over after {} failures",
+                        stats.failures
+                    ),
+                }
+            });
+            format!("KP_BACKEND_STATS {id}: {stats}")
+        }
+        Lookup::Active(id, change) => {
+            format!("KP_BACKEND_STATS {id}: would have {change:+} connections")
+        }
+        Lookup::Answer(id) => format!("KP_BACKEND_STATS {id}: would have no failures"),
+        Lookup::Failure(failure) => {
+            format!(
+                "KP_BACKEND_STATS {}: would be one failure more",
+                failure.backend_id
+            )
+        }
         Lookup::CountFailure(id) => format!("KP_SERVICE_STATS {id}: would be one failure more"),
         Lookup::Flow(at, key, there) => {
             let there = found(there.as_ref(), entry);

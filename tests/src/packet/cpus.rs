@@ -9,8 +9,9 @@ use std::{
 
 use proxy_common::{
     abi::{
-        Addr, AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, PortRange, Service, SockAddr, Tuple,
+        Addr, AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Counter, Device,
+        FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service,
+        ServiceStats, SockAddr, Tuple,
     },
     datapath::{
         conntrack::{Conntrack, Table},
@@ -18,6 +19,7 @@ use proxy_common::{
         flow::Flow,
         lookup::Tables,
         path::{Node, Route, Way},
+        schedule::Draw,
     },
 };
 
@@ -147,6 +149,34 @@ impl Tables for Cpu<'_> {
         self.maps().random()
     }
 
+    fn now_ns(&self) -> u64 {
+        self.maps().now_ns()
+    }
+
+    fn service_stats(&self, id: u32) -> Option<ServiceStats> {
+        Tables::service_stats(&*self.maps(), id)
+    }
+
+    fn backend_stats(&self, id: u32) -> Option<BackendStats> {
+        Tables::backend_stats(&*self.maps(), id)
+    }
+
+    fn add_active(&self, backend_id: u32, change: i64) {
+        self.maps().add_active(backend_id, change);
+    }
+
+    fn note_answer(&self, backend_id: u32) {
+        self.maps().note_answer(backend_id);
+    }
+
+    fn note_failure(&self, failure: &AttemptFailure) {
+        self.maps().note_failure(failure);
+    }
+
+    fn pick(&self, draw: &Draw) -> u32 {
+        self.maps().pick(draw)
+    }
+
     fn count(&self, counter: Counter) {
         self.maps().count(counter);
     }
@@ -177,8 +207,8 @@ impl Conntrack for Cpu<'_> {
         self.turn().amend(table, key, entry)
     }
 
-    fn forget(&self, table: Table, key: &Tuple) {
-        self.turn().forget(table, key);
+    fn forget(&self, table: Table, key: &Tuple) -> bool {
+        self.turn().forget(table, key)
     }
 
     fn lock(&self, key: &Tuple) -> bool {
@@ -203,10 +233,6 @@ impl Conntrack for Cpu<'_> {
 }
 
 impl Node for Cpu<'_> {
-    fn now_ns(&self) -> u64 {
-        self.maps().now_ns()
-    }
-
     fn snat_ports(&self) -> PortRange {
         self.maps().snat_ports()
     }

@@ -291,6 +291,8 @@ impl Scene {
                     port_be: endpoint.port.to_be(),
                     protocol: 0,
                     flags: endpoint.flags,
+                    weight: 1,
+                    zero: 0,
                     twin: match endpoint.number {
                         13 => self.service(15),
                         15 => self.service(13),

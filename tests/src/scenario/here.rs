@@ -11,7 +11,7 @@ use proxy_common::{
     abi::{Addr, Counter, Device, Protocol, SockAddr},
     datapath::{
         fake::Maps,
-        path::{self, Done, DropReason, Hook, Passed, Refusal, Route, Work},
+        path::{self, Decision, Done, DropReason, Hook, Passed, Refusal, Route, Work},
         socket,
     },
     wire::{bytes::Bytes, link::Link},
@@ -293,7 +293,11 @@ impl Here {
             maps.routes.insert(addr, hop);
         }
         let mut work = Work::default();
-        let verdict = path::decide(hook, Link::None, &Bytes::new(packet), maps, &mut work);
+        let packet = Bytes::new(packet);
+        let verdict = match path::decide(hook, Link::None, &packet, maps, &mut work) {
+            Decision::Verdict(verdict) => verdict,
+            Decision::Begins => path::begin(&packet, maps, &mut work),
+        };
         (verdict, work)
     }
 

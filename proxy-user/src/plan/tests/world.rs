@@ -131,11 +131,13 @@ fn dial_from(store: &FakeStore, address: &FrontendAddress, source: IpAddr) -> Op
         0 => frontend.service,
         outside => outside,
     };
+    let to = address.ip.into();
     let visit = || Visit {
         client: Source::of_packet(source.into()),
+        dialled: &to,
         now_ns: 0,
     };
-    Some(match choose(&store.maps, service, visit) {
+    Some(match choose(&store.maps, service, 0, visit) {
         Ok(choice) => Outcome::To([choice.address.socket_addr()].into()),
         Err(NoChoice::NoEndpoints) => Outcome::Refuse,
         Err(NoChoice::NoLocalEndpoint) => Outcome::Drop,

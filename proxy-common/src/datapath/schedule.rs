@@ -1,0 +1,211 @@
+//! Which backend of a run a new connection gets, by the service's scheduler.
+//!
+//! None looks at more than a fixed number of slots, so the cost is the same for three backends and for
+//! three thousand. Weights are in the run: a backend has as many slots as it says. Where the rule itself
+//! compares weights they are read from the backends, if they differ.
+
+use core::num::NonZeroU32;
+
+use super::lookup::Tables;
+use crate::abi::{Addr, Client, Counter, Scheduler, ServiceWord};
+
+/// A question for [`pick`]. Numbers only: in the kernel it is asked of a function of its own, and before
+/// Linux 5.13 such a one takes nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    pub service: u32,
+    /// The service's: which slots, and by which rule.
+    pub word: ServiceWord,
+    /// [`hash_of_client`], where the rule asks for it.
+    pub client: u64,
+    /// [`hash_of`] what was dialled, where the rule asks for it.
+    pub destination: u64,
+    /// Not this backend, if there is another; 0: any.
+    pub avoid: u32,
+}
+
+/// How often a backend that is passed over is replaced by another draw. With half of them out, one
+/// connection in 256 is given to one of those.
+const TRIES: u32 = 8;
+
+/// How many backends are compared for the shortest queue: all, where there are no more.
+pub const WINDOW: u32 = 16;
+
+/// The fraction of the golden ratio: its multiples are far from one another.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The last step of splitmix64 (Steele, Lea, Flood 2014): every bit of the result depends on all.
+#[inline(always)]
+const fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The same on every node.
+#[inline(always)]
+pub fn hash_of(addr: &Addr) -> u64 {
+    let [a, b, c, d] = addr.words;
+    let high = (u32::from_be(a) as u64) << 32 | u32::from_be(b) as u64;
+    let low = (u32::from_be(c) as u64) << 32 | u32::from_be(d) as u64;
+    mix(mix(high.wrapping_add(STEP)) ^ low)
+}
+
+/// The same on every node, for packets; pods and nodes themselves are on one node only.
+#[inline(always)]
+pub fn hash_of_client(client: &Client) -> u64 {
+    mix(hash_of(&client.addr) ^ client.netns)
+}
+
+impl Scheduler {
+    /// Whether it asks who dials, or what.
+    #[inline(always)]
+    pub const fn looks_at_addresses(self) -> bool {
+        matches!(
+            self,
+            Self::SourceHash | Self::DestinationHash | Self::Maglev
+        )
+    }
+}
+
+/// A number below `count`, as many for each.
+#[inline(always)]
+fn below(count: NonZeroU32, hash: u64) -> u32 {
+    (hash >> 32) as u32 % count
+}
+
+/// The id of a backend for a new connection; 0 if the tables are damaged.
+#[inline(always)]
+pub fn pick(tables: &impl Tables, draw: &Draw) -> u32 {
+    let word = draw.word;
+    let Some(count) = NonZeroU32::new(word.count()) else {
+        return 0;
+    };
+    let scheduler = word.scheduler();
+    if matches!(scheduler, Scheduler::ShortestDelay | Scheduler::NeverQueue) {
+        return shortest(tables, draw, count);
+    }
+    let seed = match scheduler {
+        Scheduler::SourceHash | Scheduler::Maglev => draw.client,
+        Scheduler::DestinationHash => draw.destination,
+        Scheduler::RoundRobin => tables
+            .service_stats(draw.service)
+            .map_or(0, |stats| stats.connections),
+        Scheduler::Random
+        | Scheduler::LeastConnections
+        | Scheduler::ShortestDelay
+        | Scheduler::NeverQueue => tables.random() as u64,
+    };
+    let mut first = 0;
+    let mut attempt = 0;
+    while attempt < TRIES {
+        let index = if matches!(scheduler, Scheduler::RoundRobin) {
+            below(count, seed.wrapping_add(attempt as u64) << 32)
+        } else {
+            below(
+                count,
+                mix(seed.wrapping_add(STEP.wrapping_mul(attempt as u64))),
+            )
+        };
+        let mut id = in_slot(tables, word, index);
+        if matches!(scheduler, Scheduler::LeastConnections) && count.get() > 1 {
+            let other = in_slot(tables, word, another(count, index, seed, attempt));
+            if is_less_busy(tables, word, other, id) {
+                id = other;
+            }
+        }
+        if id == 0 || !is_passed_over(tables, word, id, draw.avoid) {
+            return id;
+        }
+        if first == 0 {
+            first = id;
+        }
+        attempt += 1;
+    }
+    first
+}
+
+/// A slot beside `index`, each with equal probability.
+#[inline(always)]
+fn another(count: NonZeroU32, index: u32, seed: u64, attempt: u32) -> u32 {
+    let Some(others) = NonZeroU32::new(count.get() - 1) else {
+        return index;
+    };
+    let hash = mix(!seed.wrapping_add(STEP.wrapping_mul(attempt as u64)));
+    (index + 1 + below(others, hash)) % count
+}
+
+#[inline(always)]
+fn in_slot(tables: &impl Tables, word: ServiceWord, index: u32) -> u32 {
+    let id = tables.slot(word.first_slot().wrapping_add(index));
+    id.unwrap_or(0)
+}
+
+/// Connections that live, and the weight.
+#[inline(always)]
+fn load(tables: &impl Tables, word: ServiceWord, id: u32) -> (u64, u64) {
+    let active = tables.backend_stats(id).map_or(0, |stats| stats.active);
+    let weight = if word.is_weighted() {
+        let backend = tables.backend(id);
+        backend.map_or(1, |backend| backend.weight)
+    } else {
+        1
+    };
+    (if active < 0 { 0 } else { active as u64 }, weight as u64)
+}
+
+/// Whether `a` has fewer connections than `b` for its weight.
+#[inline(always)]
+fn is_less_busy(tables: &impl Tables, word: ServiceWord, a: u32, b: u32) -> bool {
+    let (active_a, weight_a) = load(tables, word, a);
+    let (active_b, weight_b) = load(tables, word, b);
+    active_a.wrapping_mul(weight_b) < active_b.wrapping_mul(weight_a)
+}
+
+/// As `ip_vs_sed.c` and `ip_vs_nq.c`, over [`WINDOW`] slots from anywhere on.
+#[inline(always)]
+fn shortest(tables: &impl Tables, draw: &Draw, count: NonZeroU32) -> u32 {
+    let word = draw.word;
+    let start = tables.random() % count;
+    let takes_idle = matches!(word.scheduler(), Scheduler::NeverQueue);
+    let (mut best, mut best_active, mut best_weight) = (0, 0, 1);
+    let mut passed_over = 0;
+    let mut at = 0;
+    while at < WINDOW && at < count.get() {
+        let id = in_slot(tables, word, (start + at) % count);
+        at += 1;
+        if is_passed_over(tables, word, id, draw.avoid) {
+            passed_over = id;
+            continue;
+        }
+        let (active, weight) = load(tables, word, id);
+        if takes_idle && active == 0 {
+            return id;
+        }
+        let active = active + 1;
+        if best == 0 || active.wrapping_mul(best_weight) < best_active * weight {
+            (best, best_active, best_weight) = (id, active, weight);
+        }
+    }
+    if best == 0 { passed_over } else { best }
+}
+
+/// Whether another is to be taken, if there is one: it is `avoid`, or has failed of late. That is counted.
+#[inline(always)]
+pub fn is_passed_over(tables: &impl Tables, word: ServiceWord, id: u32, avoid: u32) -> bool {
+    if avoid != 0 && id == avoid {
+        return true;
+    }
+    if !word.fails_over() {
+        return false;
+    }
+    let until_ns = tables
+        .backend_stats(id)
+        .map_or(0, |stats| stats.passed_over_until_ns);
+    // The clock is read only if there is something to compare it with.
+    if until_ns == 0 || tables.now_ns() >= until_ns {
+        return false;
+    }
+    tables.count(Counter::BackendPassedOver);
+    true
+}
