@@ -37,9 +37,9 @@ struct IdAttr {
     open_flags: u32,
 }
 
-/// Attach types of hooks of sockets: connect, sendmsg, recvmsg, getpeername (4 and 6 each) and
-/// sock_release (enum bpf_attach_type in include/uapi/linux/bpf.h).
-const SOCKET_HOOKS: [u32; 9] = [10, 11, 14, 15, 19, 20, 29, 30, 34];
+/// Attach types of hooks of sockets: connect, sendmsg, recvmsg, getpeername (4 and 6 each),
+/// sock_release and sock_ops (enum bpf_attach_type in include/uapi/linux/bpf.h).
+const SOCKET_HOOKS: [u32; 10] = [10, 11, 14, 15, 19, 20, 29, 30, 34, 3];
 
 /// bpf_attr of BPF_PROG_QUERY.
 #[repr(C)]

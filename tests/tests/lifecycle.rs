@@ -223,7 +223,7 @@ fn cleanup_refuses_while_an_agent_runs_and_leaves_nothing_afterwards() -> Result
         .into_iter()
         .flat_map(|(_, programs)| programs)
         .collect();
-    ensure!(programs.len() == 9, "{programs:?}");
+    ensure!(programs.len() == 10, "{programs:?}");
 
     let refused = kube_portal(node, &["cleanup"])?;
     ensure!(
@@ -249,6 +249,7 @@ fn cleanup_refuses_while_an_agent_runs_and_leaves_nothing_afterwards() -> Result
         "removed link and program",
         "link_kp_connect4",
         "link_kp_sock_release",
+        "link_kp_sock_ops",
         "removed map",
         "KP_FRONTENDS",
         "removed directory",

@@ -463,7 +463,7 @@ fn stopped_and_cleaned_up_after_the_node_is_as_it_was() -> Result<()> {
             .collect();
         let maps = maps_of(&agent, &world)?;
         ensure!(
-            programs.len() == 9 && maps.len() == proxy_common::abi::map::ALL.len(),
+            programs.len() == 10 && maps.len() == proxy_common::abi::map::ALL.len(),
             "{programs:?} {maps:?}"
         );
         agent.stop()?;

@@ -148,6 +148,8 @@ pub fn load(
             program.load()
         } else if let Program::CgroupSock(program) = program {
             program.load()
+        } else if let Program::SockOps(program) = program {
+            program.load()
         } else if is_packet_program(program) {
             continue;
         } else {
@@ -301,7 +303,8 @@ pub fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, OpenErro
             | Map::LruHashMap(data)
             | Map::LpmTrie(data)
             | Map::Array(data)
-            | Map::PerCpuArray(data),
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data),
         ) => Ok(data),
         _ => Err(OpenError::Missing { map: name }),
     }
@@ -338,6 +341,9 @@ fn link(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::err
         let id = program.attach(cgroup, NO_FLAGS)?;
         Ok(program.take_link(id)?.try_into()?)
     } else if let Program::CgroupSock(program) = program {
+        let id = program.attach(cgroup, NO_FLAGS)?;
+        Ok(program.take_link(id)?.try_into()?)
+    } else if let Program::SockOps(program) = program {
         let id = program.attach(cgroup, NO_FLAGS)?;
         Ok(program.take_link(id)?.try_into()?)
     } else {

@@ -47,7 +47,7 @@ unsafe impl Attr for ProgQuery {}
 const ROOM: usize = 64;
 
 /// Attach types of the hooks of cgroups that our programs have, by name.
-const CGROUP_HOOKS: [(&str, u32); 9] = [
+const CGROUP_HOOKS: [(&str, u32); 10] = [
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),
@@ -57,6 +57,7 @@ const CGROUP_HOOKS: [(&str, u32); 9] = [
     ("getpeername4", 29),
     ("getpeername6", 30),
     ("sock_release", 34),
+    ("sock_ops", 3),
 ];
 
 /// What a cgroup runs at one hook.

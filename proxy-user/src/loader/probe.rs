@@ -40,10 +40,11 @@ const PROG_LOAD: libc::c_int = 5;
 /// `enum bpf_prog_type`.
 const SCHED_CLS: u32 = 3;
 const CGROUP_SOCK: u32 = 9;
+const SOCK_OPS: u32 = 13;
 const CGROUP_SOCK_ADDR: u32 = 18;
 
 /// Type of program, `enum bpf_attach_type`, and who has it.
-const PROGRAMS: [(&str, &str, u32, u32); 11] = [
+const PROGRAMS: [(&str, &str, u32, u32); 12] = [
     ("cgroup/connect4", "4.17", CGROUP_SOCK_ADDR, 10),
     ("cgroup/connect6", "4.17", CGROUP_SOCK_ADDR, 11),
     ("cgroup/sendmsg4", "4.18", CGROUP_SOCK_ADDR, 14),
@@ -53,6 +54,8 @@ const PROGRAMS: [(&str, &str, u32, u32); 11] = [
     ("cgroup/getpeername4", "5.8", CGROUP_SOCK_ADDR, 29),
     ("cgroup/getpeername6", "5.8", CGROUP_SOCK_ADDR, 30),
     ("cgroup/sock_release", "5.9", CGROUP_SOCK, 34),
+    // The state of sockets; timeouts (4.13) came before.
+    ("cgroup/sock_ops", "4.16", SOCK_OPS, 3),
     ("classifiers of packets (sched_cls)", "4.1", SCHED_CLS, 0),
     // Never last: the one above tells of the JIT.
     ("cgroup/sock_create", "4.10", CGROUP_SOCK, 2),
