@@ -183,6 +183,10 @@ impl Tables for Maps {
         schedule::pick(self, draw)
     }
 
+    fn burden(&self, draw: &Draw, id: u32) -> u64 {
+        schedule::burden(self, draw, id)
+    }
+
     fn count(&self, counter: Counter) {
         *self
             .counters
@@ -259,6 +263,10 @@ impl Tables for FakeSocket<'_> {
 
     fn pick(&self, draw: &Draw) -> u32 {
         self.maps.pick(draw)
+    }
+
+    fn burden(&self, draw: &Draw, id: u32) -> u64 {
+        self.maps.burden(draw, id)
     }
 
     fn count(&self, counter: Counter) {

@@ -33,6 +33,8 @@ pub trait Tables {
     fn note_failure(&self, failure: &AttemptFailure);
     /// [`schedule::pick`].
     fn pick(&self, draw: &Draw) -> u32;
+    /// [`schedule::burden`].
+    fn burden(&self, draw: &Draw, id: u32) -> u64;
     fn count(&self, counter: Counter);
     /// `service` gave a connection or flow to this backend.
     fn count_connection(&self, service: u32, backend_id: u32);

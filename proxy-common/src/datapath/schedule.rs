@@ -96,6 +96,7 @@ pub fn pick(tables: &impl Tables, draw: &Draw) -> u32 {
         | Scheduler::ShortestDelay
         | Scheduler::NeverQueue => tables.random() as u64,
     };
+    let compares = matches!(scheduler, Scheduler::LeastConnections) && count.get() > 1;
     let mut first = 0;
     let mut attempt = 0;
     while attempt < TRIES {
@@ -108,13 +109,15 @@ pub fn pick(tables: &impl Tables, draw: &Draw) -> u32 {
             )
         };
         let mut id = in_slot(tables, word, index);
-        if matches!(scheduler, Scheduler::LeastConnections) && count.get() > 1 {
+        let mut burden = tables.burden(draw, id);
+        if compares {
             let other = in_slot(tables, word, another(count, index, seed, attempt));
-            if is_less_busy(tables, word, other, id) {
-                id = other;
+            let its = tables.burden(draw, other);
+            if its < burden {
+                (id, burden) = (other, its);
             }
         }
-        if id == 0 || !is_passed_over(tables, word, id, draw.avoid) {
+        if burden != PASSED_OVER {
             return id;
         }
         if first == 0 {
@@ -141,53 +144,63 @@ fn in_slot(tables: &impl Tables, word: ServiceWord, index: u32) -> u32 {
     id.unwrap_or(0)
 }
 
-/// Connections that live, and the weight.
+/// What [`burden`] says of a backend that is not to be taken, if there is another.
+pub const PASSED_OVER: u64 = u64::MAX;
+
+/// How much a backend has to do, for its weight, beside the others of its service: connections that live
+/// and, where the rule says so, the one that is to come. 0 is idle. In fixed point, so that two of them can be
+/// compared as they are.
+///
+/// In the kernel this is a function of its own, or the verifier would go through all that can come of it once
+/// for each slot that is looked at.
 #[inline(always)]
-fn load(tables: &impl Tables, word: ServiceWord, id: u32) -> (u64, u64) {
+pub fn burden(tables: &impl Tables, draw: &Draw, id: u32) -> u64 {
+    let word = draw.word;
+    if is_passed_over(tables, word, id, draw.avoid) {
+        return PASSED_OVER;
+    }
+    let scheduler = word.scheduler();
+    let one_more = match scheduler {
+        Scheduler::ShortestDelay | Scheduler::NeverQueue => 1,
+        Scheduler::LeastConnections => 0,
+        Scheduler::Random
+        | Scheduler::RoundRobin
+        | Scheduler::SourceHash
+        | Scheduler::DestinationHash
+        | Scheduler::Maglev => return 0,
+    };
     let active = tables.backend_stats(id).map_or(0, |stats| stats.active);
+    let active = if active < 0 { 0 } else { active as u64 };
+    if active == 0 && matches!(scheduler, Scheduler::NeverQueue) {
+        return 0;
+    }
     let weight = if word.is_weighted() {
-        let backend = tables.backend(id);
-        backend.map_or(1, |backend| backend.weight)
+        tables.backend(id).map_or(1, |backend| backend.weight)
     } else {
         1
     };
-    (if active < 0 { 0 } else { active as u64 }, weight as u64)
-}
-
-/// Whether `a` has fewer connections than `b` for its weight.
-#[inline(always)]
-fn is_less_busy(tables: &impl Tables, word: ServiceWord, a: u32, b: u32) -> bool {
-    let (active_a, weight_a) = load(tables, word, a);
-    let (active_b, weight_b) = load(tables, word, b);
-    active_a.wrapping_mul(weight_b) < active_b.wrapping_mul(weight_a)
+    let weight = if weight == 0 { 1 } else { weight as u64 };
+    ((active + one_more) << 16) / weight
 }
 
 /// As `ip_vs_sed.c` and `ip_vs_nq.c`, over [`WINDOW`] slots from anywhere on.
 #[inline(always)]
 fn shortest(tables: &impl Tables, draw: &Draw, count: NonZeroU32) -> u32 {
-    let word = draw.word;
     let start = tables.random() % count;
-    let takes_idle = matches!(word.scheduler(), Scheduler::NeverQueue);
-    let (mut best, mut best_active, mut best_weight) = (0, 0, 1);
-    let mut passed_over = 0;
+    let (mut best, mut least) = (0, PASSED_OVER);
     let mut at = 0;
     while at < WINDOW && at < count.get() {
-        let id = in_slot(tables, word, (start + at) % count);
-        at += 1;
-        if is_passed_over(tables, word, id, draw.avoid) {
-            passed_over = id;
-            continue;
-        }
-        let (active, weight) = load(tables, word, id);
-        if takes_idle && active == 0 {
+        let id = in_slot(tables, draw.word, (start + at) % count);
+        let burden = tables.burden(draw, id);
+        if burden == 0 {
             return id;
         }
-        let active = active + 1;
-        if best == 0 || active.wrapping_mul(best_weight) < best_active * weight {
-            (best, best_active, best_weight) = (id, active, weight);
+        if best == 0 || burden < least {
+            (best, least) = (id, burden);
         }
+        at += 1;
     }
-    if best == 0 { passed_over } else { best }
+    best
 }
 
 /// Whether another is to be taken, if there is one: it is `avoid`, or has failed of late. That is counted.

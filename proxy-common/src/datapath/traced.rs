@@ -170,6 +170,10 @@ impl<T: Tables> Tables for Traced<'_, T> {
         schedule::pick(self, draw)
     }
 
+    fn burden(&self, draw: &Draw, id: u32) -> u64 {
+        schedule::burden(self, draw, id)
+    }
+
     fn count(&self, counter: Counter) {
         self.inner.count(counter);
         self.note(Lookup::Count(counter));

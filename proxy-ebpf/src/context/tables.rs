@@ -175,6 +175,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn burden(&self, draw: &Draw, id: u32) -> u64 {
+        kp_burden(draw.word.0, id, draw.avoid)
+    }
+
+    #[inline(always)]
     fn count(&self, counter: Counter) {
         if let Some(value) = maps::COUNTERS.get_ptr_mut(counter.index()) {
             // SAFETY: this CPU's own element; programs of one hook don't interrupt one another.
@@ -215,6 +220,20 @@ extern "C" fn kp_pick(service: u32, word: u64, client: u64, destination: u64, av
         avoid,
     };
     schedule::pick(&Kernel, &draw)
+}
+
+/// [`schedule::burden`], likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_burden(word: u64, id: u32, avoid: u32) -> u64 {
+    let draw = Draw {
+        service: 0,
+        word: ServiceWord(word),
+        client: 0,
+        destination: 0,
+        avoid,
+    };
+    schedule::burden(&Kernel, &draw, id)
 }
 
 /// Not by CPU: that would be as many times as large, and a connection is dear enough. `value`: a word of a
@@ -351,6 +370,15 @@ macro_rules! reads_the_maps {
             #[inline(always)]
             fn pick(&self, draw: &proxy_common::datapath::schedule::Draw) -> u32 {
                 proxy_common::datapath::lookup::Tables::pick(&$crate::context::tables::Kernel, draw)
+            }
+
+            #[inline(always)]
+            fn burden(&self, draw: &proxy_common::datapath::schedule::Draw, id: u32) -> u64 {
+                proxy_common::datapath::lookup::Tables::burden(
+                    &$crate::context::tables::Kernel,
+                    draw,
+                    id,
+                )
             }
 
             #[inline(always)]

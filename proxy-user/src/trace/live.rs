@@ -259,6 +259,10 @@ impl Tables for Run<'_> {
         schedule::pick(self, draw)
     }
 
+    fn burden(&self, draw: &Draw, id: u32) -> u64 {
+        schedule::burden(self, draw, id)
+    }
+
     fn count(&self, _counter: Counter) {}
 
     fn count_connection(&self, _service: u32, _backend_id: u32) {}

@@ -177,6 +177,10 @@ impl Tables for Cpu<'_> {
         self.maps().pick(draw)
     }
 
+    fn burden(&self, draw: &Draw, id: u32) -> u64 {
+        self.maps().burden(draw, id)
+    }
+
     fn count(&self, counter: Counter) {
         self.maps().count(counter);
     }
