@@ -619,11 +619,9 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
         }
     }
     let moves = matches!(table, Table::HalfOpen) && next & state::PROVEN != 0;
-    let is_established = moves || matches!(table, Table::Established);
-    if is_established && conntrack::is_active(next) {
-        next |= state::COUNTED;
-    } else {
-        next &= !state::COUNTED;
+    next &= !state::COUNTED;
+    if moves || matches!(table, Table::Established) {
+        next |= conntrack::counted(next);
     }
     if next == work.entry.state
         && proof == work.entry.proof
@@ -648,20 +646,15 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
     if moves {
         conntrack::mirror(&work.entry, &work.flow.tuple, &mut work.reply);
         if establish(node, work) {
-            if counted != 0 {
-                work.one_more = work.entry.backend_id;
-            }
+            work.one_more = if_any(counted, work.entry.backend_id);
             return;
         }
         node.count(Counter::FlowsFull);
         // It stays where it is, for want of room, and is not counted there.
         work.entry.state &= !state::COUNTED;
     } else {
-        if counted > was_counted {
-            work.one_more = work.entry.backend_id;
-        } else if counted < was_counted {
-            work.one_less = work.entry.backend_id;
-        }
+        work.one_more = if_any(counted & !was_counted, work.entry.backend_id);
+        work.one_less = if_any(was_counted & !counted, work.entry.backend_id);
         if node.amend(table, &work.flow.tuple, &work.entry)
             && node.amend(table, &work.key, &work.entry)
         {
@@ -672,6 +665,12 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
     conntrack::mirror(&work.entry, &work.flow.tuple, &mut work.reply);
     let _kept =
         node.put(table, &work.flow.tuple, &work.entry) && node.put(table, &work.key, &work.reply);
+}
+
+/// `id`, if the flow's bit [`state::COUNTED`] is set, else 0; see [`conntrack::counted`].
+#[inline(always)]
+const fn if_any(bit: u8, id: u32) -> u32 {
+    ((bit / state::COUNTED) as u32) * id
 }
 
 /// Moves both entries of a flow, of whose client the packet is, to FLOWS. Whether there was room.

@@ -202,7 +202,7 @@ extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
 #[inline(always)]
 fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
     let mut code = code;
-    if code == next::BEGIN {
+    if matches!(hook, Hook::Ingress) && code == next::BEGIN {
         code = kp_begin(skb);
     }
     if code >= next::CARRY_OUT && code < next::ANSWER {
