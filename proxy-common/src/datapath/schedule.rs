@@ -222,3 +222,7 @@ pub fn is_passed_over(tables: &impl Tables, word: ServiceWord, id: u32, avoid: u
     tables.count(Counter::BackendPassedOver);
     true
 }
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

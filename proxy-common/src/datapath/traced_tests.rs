@@ -66,6 +66,7 @@ fn every_question_is_recorded_with_what_was_found_in_the_order_of_asking() {
             Lookup::Slot(7, Some(20)),
             Lookup::Backend(20, Some(backend)),
             Lookup::SocketFlowSet(remembered, true),
+            Lookup::Active(20, 1),
             Lookup::Count(Counter::ConnectTranslated),
             Lookup::CountConnection(3, 20),
         ]
