@@ -578,3 +578,7 @@ fn is_node_port(tables: &impl Tables, protocol: Protocol, at: &SockAddr) -> bool
 #[cfg(test)]
 #[path = "socket_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "count_tests.rs"]
+mod count_tests;
