@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Backend, Empty, Frontend, FrontendKey, FrontendKind, Service, ServiceWord, SockAddr,
+    Backend, Empty, Frontend, FrontendKey, FrontendKind, Scheduler, Service, ServiceWord, SockAddr,
 };
 use serde::Serialize;
 
@@ -75,6 +75,7 @@ struct Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fact {
     of: &'static str,
+    /// Empty: it makes no difference.
     value: String,
     usual: bool,
 }
@@ -123,6 +124,7 @@ fn differing(before: &[Fact], after: &[Fact]) -> Vec<Aspect> {
     let pairs = before.iter().zip(after);
     pairs
         .filter(|(before, after)| before != after)
+        .filter(|(before, after)| !before.value.is_empty() && !after.value.is_empty())
         .map(|(before, after)| Aspect {
             of: after.of,
             before: Some(before.value.clone()),
@@ -157,6 +159,11 @@ fn facts(observed: &Observed) -> Facts {
         let known = vec![
             yes_or_no("new connections", slotted.contains(id), Some(true)),
             yes_or_no("on this node", backend.flags & Backend::LOCAL != 0, None),
+            Fact {
+                of: "weight",
+                value: backend.weight.to_string(),
+                usual: backend.weight == 1,
+            },
         ];
         let subject = subject(observed, backend.service, What::Backend, Some(at));
         add(subject, known);
@@ -271,11 +278,28 @@ fn of_list(observed: &Observed, id: u32) -> Vec<Fact> {
         0 => "none".to_owned(),
         secs => format!("{secs} s"),
     };
+    let (scheduler, failover) = match word.count() {
+        0 => (String::new(), String::new()),
+        _ => {
+            let failover = if word.fails_over() { "yes" } else { "no" };
+            (word.scheduler().name().to_owned(), failover.to_owned())
+        }
+    };
     vec![
         Fact {
             of: "new connections",
             value: verdict.to_owned(),
             usual: word.count() > 0,
+        },
+        Fact {
+            of: "scheduler",
+            usual: word.scheduler() == Scheduler::Random,
+            value: scheduler,
+        },
+        Fact {
+            of: "failover",
+            usual: true,
+            value: failover,
         },
         Fact {
             of: "affinity",
