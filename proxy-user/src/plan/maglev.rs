@@ -89,3 +89,155 @@ fn mixed(mut number: u64) -> u64 {
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, net::Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plan::tests::paper;
+
+    /// That of the paper's figures.
+    const PAPER: u32 = 65_537;
+
+    fn backends(count: u32) -> Vec<SocketAddr> {
+        (0..count)
+            .map(|number| SocketAddr::new(Ipv4Addr::from(0x0a01_0000 + number).into(), 8080))
+            .collect()
+    }
+
+    fn in_turn(count: usize) -> Vec<u32> {
+        (0..u32::try_from(count).unwrap()).collect()
+    }
+
+    /// Addresses, not indexes.
+    fn entries(backends: &[SocketAddr], size: u32) -> Vec<SocketAddr> {
+        table(backends, &in_turn(backends.len()), size)
+            .into_iter()
+            .map(|index| backends[index as usize])
+            .collect()
+    }
+
+    #[test]
+    fn sizes_are_the_largest_primes_below_powers_of_two() {
+        let is_prime = |n: u32| (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+        for size in SIZES {
+            let power = size.next_power_of_two();
+            assert!(is_prime(size) && !(size + 1..power).any(is_prime), "{size}");
+        }
+    }
+
+    #[test]
+    fn there_are_a_hundred_entries_for_each_turn_as_far_as_sizes_go() {
+        let best = |turns| sizes(turns).next();
+        assert_eq!(best(1), Some(251));
+        assert_eq!((best(2), best(3)), (Some(251), Some(509)));
+        assert_eq!((best(655), best(656)), (Some(65_521), Some(65_521)));
+        assert_eq!(
+            sizes(300).collect::<Vec<_>>(),
+            [32_749, 16_381, 8191, 4093, 2039, 1021, 509]
+        );
+        assert_eq!(sizes(65_521).collect::<Vec<_>>(), [65_521]);
+        assert_eq!(best(65_522), None);
+    }
+
+    /// Nodes of different versions must agree, too: an entry for each backend, once and for all.
+    #[test]
+    fn the_table_is_the_same_for_ever() {
+        let mut backends = backends(3);
+        backends.push("[fd00::7]:443".parse().unwrap());
+        let table = table(&backends, &in_turn(4), 251);
+        let first: Vec<u32> = table.into_iter().take(24).collect();
+        let wanted = [
+            2, 0, 3, 2, 2, 1, 0, 3, 3, 3, 0, 1, 3, 1, 2, 2, 0, 3, 2, 2, 1, 1, 3, 3,
+        ];
+        assert_eq!(first, wanted);
+    }
+
+    /// The paper, 5.3 and figure 11: with N = 1,000 and M = 65,537 Maglev's table is almost perfectly even,
+    /// where Karger's and rendezvous hashing need 29.7 % and 49.5 % more of each backend.
+    #[test]
+    fn a_thousand_backends_have_equal_shares() {
+        let backends = backends(1000);
+        let mut shares = vec![0_u32; backends.len()];
+        for index in table(&backends, &in_turn(1000), PAPER) {
+            shares[index as usize] += 1;
+        }
+        // 65.537 each.
+        assert!(shares.iter().all(|share| [65, 66].contains(share)));
+    }
+
+    /// The paper, 5.3 and figure 12: with M = 65,537 a few entries more change than those of the backends
+    /// that go.
+    #[test]
+    fn few_clients_of_others_move_when_backends_go() {
+        let all = backends(1000);
+        let before = entries(&all, PAPER);
+        // In percent of all entries: a k-th of them goes, and others move.
+        for (gone, others_limit) in [(1, 1.0), (10, 3.0), (50, 4.0), (100, 5.0)] {
+            let is_gone = |index: usize| index.is_multiple_of(1000 / gone);
+            let left = all.iter().enumerate();
+            let left: Vec<SocketAddr> = left
+                .filter(|(index, _)| !is_gone(*index))
+                .map(|(_, backend)| *backend)
+                .collect();
+            assert_eq!(left.len(), 1000 - gone);
+            let there: BTreeSet<&SocketAddr> = left.iter().collect();
+            let after = entries(&left, PAPER);
+            let moved = before
+                .iter()
+                .zip(&after)
+                .filter(|(before, after)| before != after && there.contains(before))
+                .count();
+            let percent = 100.0 * moved as f64 / f64::from(PAPER);
+            assert!(percent < others_limit, "{gone} of 1000 go: {percent} %");
+        }
+    }
+
+    #[test]
+    fn one_of_few_that_goes_moves_few_clients_of_the_others() {
+        for count in [5, 10, 100] {
+            let all = backends(count);
+            let size = sizes(all.len()).next().unwrap();
+            let before = entries(&all, size);
+            for gone in &all {
+                let left: Vec<SocketAddr> = all.iter().copied().filter(|b| b != gone).collect();
+                let after = entries(&left, size);
+                let moved = before.iter().zip(&after);
+                let moved = moved.filter(|(b, a)| b != a && *b != gone).count();
+                assert!(
+                    moved * 20 <= size as usize,
+                    "{moved} of {size}, {gone} of {count}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_table_of_the_paper(
+            set in prop::collection::btree_set((any::<[u8; 4]>(), any::<bool>(), 1u16..4), 1..30),
+            weights in prop::collection::vec(1u32..5, 30),
+        ) {
+            let mut backends: Vec<SocketAddr> = set
+                .into_iter()
+                .map(|(ip, is_v6, port)| {
+                    let ip = Ipv4Addr::from(ip);
+                    let v6 = IpAddr::V6(ip.to_ipv6_mapped());
+                    SocketAddr::new(if is_v6 { v6 } else { ip.into() }, port)
+                })
+                .collect();
+            backends.sort_unstable();
+            let weights = &weights[..backends.len()];
+            let turns = super::super::run::interleaved(weights);
+            for size in [251, 1021] {
+                let table = table(&backends, &turns, size);
+                let paper = paper::table(&backends, weights, size.into());
+                let table: Vec<Option<usize>> = table.into_iter().map(|i| Some(i as usize)).collect();
+                prop_assert_eq!(table, paper);
+            }
+        }
+    }
+}

@@ -205,7 +205,7 @@ fn gcd(a: u16, b: u16) -> u16 {
 
 /// Whose turn it is in one round, as indexes, by smooth weighted round-robin, as nginx has it: each
 /// gains its turns at each step, and the one that has most (of several, the first) pays for all.
-fn interleaved(turns: &[u32]) -> Vec<u32> {
+pub(super) fn interleaved(turns: &[u32]) -> Vec<u32> {
     if turns.iter().all(|turns| *turns == 1) {
         return (0..).zip(turns).map(|(index, _)| index).collect();
     }
@@ -224,4 +224,88 @@ fn interleaved(turns: &[u32]) -> Vec<u32> {
             u32::try_from(first).expect("backends have 32-bit ids")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn count(slots: &[u32], index: usize) -> u32 {
+        let count = slots.iter().filter(|slot| **slot as usize == index).count();
+        u32::try_from(count).unwrap()
+    }
+
+    #[test]
+    fn weights_are_as_many_slots_without_their_divisor() {
+        assert_eq!(turns(&[2, 4, 6], 64), [1, 2, 3]);
+        assert_eq!(turns(&[7, 7], 64), [1, 1]);
+        assert_eq!(turns(&[], 64), [0; 0]);
+    }
+
+    #[test]
+    fn too_many_slots_are_scaled_down_and_nobody_is_left_out() {
+        assert_eq!(turns(&[1000, 999, 1], 8), [4, 3, 1]);
+        assert_eq!(turns(&[1000, 1, 1, 1], 4), [1, 1, 1, 1]);
+        assert_eq!(turns(&[3, 3, 2], 4), [2, 1, 1]);
+    }
+
+    /// From the description of nginx's change that brought it in.
+    #[test]
+    fn turns_are_interleaved_as_nginx_does_it() {
+        assert_eq!(interleaved(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
+        assert_eq!(interleaved(&[1, 1, 1]), [0, 1, 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_within_one_slot_of_the_weights(
+            weights in prop::collection::vec(prop_oneof![1u16..8, 1u16..=1000], 1..200),
+            most in 64usize..1024,
+        ) {
+            let turns = turns(&weights, most);
+            let most = most.max(weights.len().next_power_of_two());
+            let sum: u32 = turns.iter().sum();
+            prop_assert!(turns.iter().all(|turns| *turns >= 1) && sum as usize <= most);
+            // Those that are lifted to 1 aside, by exact fractions.
+            let shared: Vec<(f64, f64)> = weights
+                .iter()
+                .zip(&turns)
+                .filter(|(_, turns)| **turns > 1)
+                .map(|(weight, turns)| (f64::from(*weight), f64::from(*turns)))
+                .collect();
+            for (weight, turns) in &shared {
+                for (other, others_turns) in &shared {
+                    // Each is off by less than one.
+                    let ratio = weight / other;
+                    prop_assert!(turns - 1.0 <= (others_turns + 1.0) * ratio + 1e-9, "{turns} {others_turns} {ratio}");
+                }
+            }
+            let mut order: Vec<usize> = (0..weights.len()).collect();
+            order.sort_by_key(|index| weights[*index]);
+            for pair in order.windows(2) {
+                if weights[pair[0]] < weights[pair[1]] {
+                    prop_assert!(turns[pair[0]] <= turns[pair[1]]);
+                }
+            }
+        }
+
+        #[test]
+        fn every_backend_has_its_turns_spread_over_the_round(
+            turns in prop::collection::vec(1u32..20, 1..12),
+        ) {
+            let slots = interleaved(&turns);
+            let round: u32 = turns.iter().sum();
+            for (index, turns) in turns.iter().enumerate() {
+                prop_assert_eq!(count(&slots, index), *turns);
+                // At no point is it more than a few ahead of its share or behind it.
+                for (at, _) in slots.iter().enumerate() {
+                    let had = f64::from(count(&slots[..=at], index));
+                    let due = f64::from(*turns) * (at as f64 + 1.0) / f64::from(round);
+                    prop_assert!((had - due).abs() < 2.0, "{index} of {turns:?} at {at}: {had}, not {due}");
+                }
+            }
+        }
+    }
 }
