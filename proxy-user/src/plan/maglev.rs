@@ -122,7 +122,11 @@ mod tests {
 
     #[test]
     fn sizes_are_the_largest_primes_below_powers_of_two() {
-        let is_prime = |n: u32| (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+        let is_prime = |n: u32| {
+            (2..n)
+                .take_while(|d| d * d <= n)
+                .all(|d| !n.is_multiple_of(d))
+        };
         for size in SIZES {
             let power = size.next_power_of_two();
             assert!(is_prime(size) && !(size + 1..power).any(is_prime), "{size}");

@@ -62,11 +62,12 @@ impl<'a> Draw<'a> {
     /// the list itself.
     fn shapes(&self) -> Vec<Shape> {
         let round: usize = self.turns.iter().map(|turns| *turns as usize).sum();
-        let mut shapes: Vec<Shape> = match self.scheduler {
-            Scheduler::Maglev => maglev::sizes(round).map(Shape::Table).collect(),
-            _ if round > self.chosen.len() => vec![Shape::Weighted(round)],
-            _ => Vec::new(),
-        };
+        let mut shapes = Vec::new();
+        if self.scheduler == Scheduler::Maglev {
+            shapes.extend(maglev::sizes(round).map(Shape::Table));
+        } else if round > self.chosen.len() {
+            shapes.push(Shape::Weighted(round));
+        }
         shapes.push(Shape::Plain);
         shapes
     }

@@ -235,3 +235,30 @@ impl fmt::Display for Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_told_by_its_beginning_and_a_switch_by_its_rule() {
+        let slots = |count: u32| Step::WriteSlots {
+            first: 8,
+            backend_ids: (0..count).collect(),
+        };
+        assert_eq!(slots(2).to_string(), "slots from 8 = [0, 1]");
+        let text = slots(65_521).to_string();
+        assert!(text.ends_with(", 63] and 65457 more"), "{text}");
+        let switch = |scheduler| Step::Switch {
+            service: 3,
+            word: ServiceWord::with_backends(8, 2).scheduled(scheduler, true, false),
+            affinity: ServiceAffinity::NONE,
+        };
+        let text = |scheduler| switch(scheduler).to_string();
+        assert_eq!(text(Scheduler::Random), "service 3 -> 2 slots from 8");
+        assert_eq!(
+            text(Scheduler::Maglev),
+            "service 3 -> 2 slots from 8 by maglev"
+        );
+    }
+}

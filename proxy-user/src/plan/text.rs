@@ -485,6 +485,43 @@ mod tests {
     }
 
     #[test]
+    fn another_rule_or_weight_is_told_and_the_slots_are_not() {
+        let mut after = observed();
+        let word = ServiceWord::with_backends(64, 3).scheduled(Scheduler::Maglev, true, true);
+        let service = Service {
+            word,
+            ..after.services[&1]
+        };
+        after.services.insert(1, service);
+        after.slots.remove(&0);
+        after.slots.insert(64, vec![1, 2, 1]);
+        after.backends.get_mut(&1).unwrap().weight = 2;
+        assert_eq!(
+            told(&observed(), &after),
+            [
+                "default/web:http  ~ list TCP IPv4 (scheduler: random -> maglev; failover: no -> yes)",
+                "default/web:http  ~ backend 10.1.1.2:8080/TCP (weight: 1 -> 2)",
+            ]
+        );
+        let new = told(&Observed::default(), &after);
+        for line in [
+            "default/web:http  + list TCP IPv4 (scheduler: maglev; affinity: 10800 s)",
+            "default/web:http  + backend 10.1.1.2:8080/TCP (weight: 2)",
+        ] {
+            assert!(new.iter().any(|new| new == line), "{new:?}");
+        }
+        // Without backends there is no rule.
+        let word = ServiceWord::without_backends(Empty::Refuse);
+        let mut empty = after.clone();
+        empty.services.insert(1, Service { word, ..service });
+        let lines = told(&after, &empty);
+        assert_eq!(
+            lines[0],
+            "default/web:http  ~ list TCP IPv4 (new connections: translated -> refused)"
+        );
+    }
+
+    #[test]
     fn what_belongs_to_nobody_is_told_by_its_id() {
         let mut found = observed();
         found
