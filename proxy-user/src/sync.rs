@@ -9,7 +9,10 @@ use crate::{
     hash::HashMap,
     maps::MapStore,
     model::{Event, HealthCheck, LocalState, Model, Note, ObjectName, PortKey, WithoutLocal},
-    plan::{Change, Done, Epoch, Failed, IdChange, Planner, Refused, Report, carry_out, execute},
+    plan::{
+        Change, Done, Epoch, Failed, IdChange, Planner, Refused, Report, Smaller, carry_out,
+        execute,
+    },
     waiting::{NotProgrammed, Trouble, Waiting},
 };
 
@@ -28,6 +31,8 @@ pub struct Syncer<S> {
     waiting: Waiting,
     /// What could not be reclaimed, and has been said.
     unreclaimed: BTreeSet<Arc<PortKey>>,
+    /// Service ports that have fewer slots than they should, which has been said.
+    smaller: HashMap<ObjectName, Vec<Smaller>>,
     synced: bool,
     /// Services in one plan at most, where they concern no others.
     at_once: usize,
@@ -43,6 +48,8 @@ pub struct Outcome {
     pub touched: usize,
     pub report: Report,
     pub refused: Vec<Refused>,
+    /// Service ports that have begun to have fewer slots than they should, or fewer than before.
+    pub smaller: Vec<Smaller>,
     /// Services that have begun to wait.
     pub began_to_wait: Vec<(ObjectName, Trouble)>,
     /// What has begun to be wrong between objects.
@@ -73,6 +80,7 @@ impl<S: MapStore> Syncer<S> {
             store,
             waiting: Waiting::default(),
             unreclaimed: BTreeSet::new(),
+            smaller: HashMap::default(),
             synced: false,
             at_once: AT_ONCE,
             local: HashMap::default(),
@@ -160,9 +168,11 @@ impl<S: MapStore> Syncer<S> {
         let Done {
             report,
             refused,
+            smaller,
             udp_moved,
         } = carry_out(&mut self.planner, changes, self.at_once, &mut self.store);
         let began_to_wait = self.remember_troubles(&touched, &refused, &report);
+        let smaller = self.tell_smaller(&touched, smaller);
         let notes = self.model.take_notes();
         for note in &notes {
             log::warn!("{note}");
@@ -175,6 +185,7 @@ impl<S: MapStore> Syncer<S> {
             touched: touched.len(),
             report,
             refused,
+            smaller,
             one: touched.first().cloned(),
             began_to_wait,
             notes,
@@ -221,6 +232,27 @@ impl<S: MapStore> Syncer<S> {
         let news = self.waiting.looked_at(touched, refused.chain(failed));
         for (_, trouble) in &news {
             log::error!("{}", trouble.reason);
+        }
+        news
+    }
+
+    /// Those that are news: each once, as long as it stays so.
+    fn tell_smaller(&mut self, touched: &BTreeSet<ObjectName>, now: Vec<Smaller>) -> Vec<Smaller> {
+        let mut told = Vec::new();
+        if !self.smaller.is_empty() {
+            for service in touched {
+                told.extend(self.smaller.remove(service).into_iter().flatten());
+            }
+        }
+        for smaller in &now {
+            let service = smaller.key.service.clone();
+            let known = self.smaller.entry(service).or_default();
+            known.push(smaller.clone());
+        }
+        let is_news = |smaller: &Smaller| !told.contains(smaller);
+        let news: Vec<Smaller> = now.into_iter().filter(is_news).collect();
+        for smaller in &news {
+            log::warn!("{smaller}");
         }
         news
     }

@@ -2,13 +2,15 @@
 
 use std::num::NonZeroU16;
 
+use proxy_common::abi::Protocol;
+
 use super::{
     tests::{ROOM, endpoints, frontends, list, service, settle, start, started},
     *,
 };
 use crate::{
     maps::{Capacity, fake::FakeStore},
-    model::{Kind, ServicePort},
+    model::{Family, Kind, Scope, ServicePort},
 };
 
 /// Room for one Service of one port: its frontend and its address.
@@ -155,6 +157,33 @@ fn an_event_costs_no_more_among_many_that_find_no_room() {
     syncer.sync_changes();
     settle(&mut syncer);
     assert_eq!((syncer.waiting(), frontends(&syncer)), ((197, 197), 1));
+}
+
+#[test]
+fn fewer_slots_than_wanted_are_news_once_and_again_when_they_are_fewer() {
+    let mut syncer = start(FakeStore::new(ROOM));
+    let key = |name: &str| PortKey {
+        service: ObjectName::new("ns", name),
+        port: "".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+        scope: Scope::Cluster,
+    };
+    let smaller = |name, slots| Smaller {
+        key: key(name),
+        slots,
+        wanted: 1021,
+    };
+    let mut news = |touched: &[&str], now: &[Smaller]| {
+        let touched = touched.iter().map(|name| ObjectName::new("ns", name));
+        syncer.tell_smaller(&touched.collect(), now.to_vec())
+    };
+    assert_eq!(news(&["a", "b"], &[smaller("a", 509)]), [smaller("a", 509)]);
+    assert_eq!(news(&["b"], &[]), []);
+    assert_eq!(news(&["a"], &[smaller("a", 509)]), []);
+    assert_eq!(news(&["a"], &[smaller("a", 251)]), [smaller("a", 251)]);
+    assert_eq!(news(&["a"], &[]), []);
+    assert_eq!(news(&["a"], &[smaller("a", 251)]), [smaller("a", 251)]);
 }
 
 #[test]

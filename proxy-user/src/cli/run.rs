@@ -40,6 +40,11 @@ pub(super) struct RunArgs {
     /// Room for this many backends, each Service port counted.
     #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.backends, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     max_backends: u32,
+    /// Room for this many slots, from which backends are drawn: each takes one, one more while its
+    /// Service changes, more by its weight, and about 100 with the scheduler maglev. Rounded up to a
+    /// power of two [default: twice --max-backends]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=33_554_432))]
+    max_slots: Option<u32>,
     /// Room for this many loadBalancerSourceRanges, those of each Service port counted.
     #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.source_ranges, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_source_ranges: u32,
@@ -179,6 +184,7 @@ pub(super) fn agent(
             frontends: args.max_frontends,
             services: args.max_services,
             backends: args.max_backends,
+            slots: args.max_slots,
             source_ranges: args.max_source_ranges,
             sockets: args.max_sockets,
             udp_flows: args.max_udp_flows,

@@ -11,6 +11,8 @@ pub struct Sizes {
     pub frontends: u32,
     pub services: u32,
     pub backends: u32,
+    /// `None`: as many as the backends need that have one each.
+    pub slots: Option<u32>,
     /// Of all Services together; tries take memory only for what is in them.
     pub source_ranges: u32,
     pub sockets: u32,
@@ -62,6 +64,7 @@ impl Sizes {
         frontends: 131_072,
         services: 65_536,
         backends: 262_144,
+        slots: None,
         source_ranges: 65_536,
         sockets: 131_072,
         udp_flows: 65_536,
@@ -71,8 +74,10 @@ impl Sizes {
     };
 
     /// A Service that changes needs its old and its new slots at once, rounded up to a power of two.
+    /// Tables and weights get what is to spare of them.
     pub fn slots(&self) -> u32 {
-        self.backends.saturating_mul(2).next_power_of_two()
+        let slots = self.slots.unwrap_or(self.backends.saturating_mul(2));
+        slots.next_power_of_two()
     }
 
     /// Of the maps that the agent alone writes.
@@ -113,6 +118,10 @@ impl Sizes {
         };
         let services = by("--max-services", self.services);
         let backends = by("--max-backends", self.backends);
+        let slots = match self.slots {
+            Some(slots) => by("--max-slots", slots),
+            None => by("--max-backends", self.backends),
+        };
         let udp_flows = by("--max-udp-flows", self.udp_flows);
         // One for each direction.
         let two = |flows: u32| flows.saturating_mul(2);
@@ -123,7 +132,7 @@ impl Sizes {
             services(map::SERVICE_STATS, self.services),
             backends(map::BACKEND_STATS, self.backends),
             backends(map::BACKENDS, self.backends),
-            backends(map::SLOTS, self.slots()),
+            slots(map::SLOTS, self.slots()),
             by("--max-source-ranges", self.source_ranges)(map::SOURCE_RANGES, self.source_ranges),
             by("--max-sockets", self.sockets)(map::SOCKETS, self.sockets),
             udp_flows(map::UDP_FLOWS, self.udp_flows),
@@ -212,6 +221,7 @@ mod tests {
         frontends: 16,
         services: 16,
         backends: 100,
+        slots: None,
         source_ranges: 16,
         sockets: 64,
         udp_flows: 64,
@@ -234,6 +244,11 @@ mod tests {
     #[test]
     fn slots_are_a_power_of_two_with_room_for_the_old_and_the_new() {
         assert_eq!(SIZES.slots(), 256);
+        let with = |slots| Sizes {
+            slots: Some(slots),
+            ..SIZES
+        };
+        assert_eq!([with(1000).slots(), with(64).slots()], [1024, 64]);
     }
 
     #[test]

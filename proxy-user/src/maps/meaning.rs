@@ -84,13 +84,21 @@ fn list_line(observed: &Observed, id: u32) -> String {
         .filter(|backend| backend.service == id)
         .map(|backend| {
             let (protocol, flags) = (backend.protocol, backend.flags);
-            let text = format!("protocol {protocol}, flags {flags}{}", twin(backend.twin));
+            let (weight, twin) = (backend.weight, twin(backend.twin));
+            let text = format!("protocol {protocol}, flags {flags}, weight {weight}{twin}");
             (at(backend), text)
         })
         .collect();
     format!(
-        "list {} = {slots:?}, affinity {} s of port {:#x}, backends {backends:?}, source ranges {:?}",
+        "list {} = {slots:?} by {}{}{}, affinity {} s of port {:#x}, backends {backends:?}, source ranges {:?}",
         name(observed, id),
+        word.scheduler().name(),
+        if word.is_weighted() { ", weighted" } else { "" },
+        if word.fails_over() {
+            ", with failover"
+        } else {
+            ""
+        },
         service.affinity.timeout_secs(),
         service.affinity.port(),
         observed.source_ranges.get(&id).cloned().unwrap_or_default(),

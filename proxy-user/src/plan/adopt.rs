@@ -82,6 +82,7 @@ impl Planner {
                         KnownBackend {
                             id,
                             flags: backend.flags,
+                            weight: backend.weight,
                             twin: backend.twin,
                             disused: None,
                         },

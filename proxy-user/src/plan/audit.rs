@@ -59,10 +59,11 @@ impl Planner {
             service,
             name: adopt::name_of(key),
         }];
-        steps.extend(port.backends.iter().map(|(address, backend)| {
-            let (id, flags, twin) = (backend.id, backend.flags, backend.twin);
-            backends::write(key, service, address, id, flags, twin)
-        }));
+        steps.extend(
+            port.backends
+                .iter()
+                .map(|(address, backend)| backends::write(key, service, address, backend)),
+        );
         steps.extend(port.run.as_ref().map(|run| Step::WriteSlots {
             first: run.first,
             backend_ids: port.slots.clone(),

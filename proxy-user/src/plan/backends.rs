@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc};
 use proxy_common::abi::{Backend, SockAddr};
 
 use super::{
-    planner::{Plan, Planned, Planner},
+    planner::{KnownBackend, Plan, Planned, Planner},
     sorted::Sorted,
     step::Step,
 };
@@ -50,9 +50,10 @@ impl Planner {
                 } else if let Some(backend) = known.and_then(|port| port.backends.get(address))
                     && backend.twin != twin
                 {
+                    let backend = KnownBackend { twin, ..*backend };
                     steps.push(Planned {
                         port: Arc::clone(&list.key),
-                        step: write(&list.key, list.id, address, *id, backend.flags, twin),
+                        step: write(&list.key, list.id, address, &backend),
                     });
                 }
             }
@@ -75,11 +76,16 @@ pub(super) fn write(
     key: &PortKey,
     service: u32,
     address: &SocketAddr,
-    id: u32,
-    flags: u8,
-    twin: u32,
+    backend: &KnownBackend,
 ) -> Step {
     let sock_addr = SockAddr::from(*address);
+    let &KnownBackend {
+        id,
+        flags,
+        weight,
+        twin,
+        ..
+    } = backend;
     Step::WriteBackend {
         id,
         backend: Backend {
@@ -87,7 +93,7 @@ pub(super) fn write(
             port_be: sock_addr.port_be,
             protocol: key.protocol.number(),
             flags,
-            weight: 1,
+            weight,
             zero: 0,
             twin,
             service,

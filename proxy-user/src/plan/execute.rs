@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Change, Plan, Planned, Planner, Refused, Step};
+use super::{Change, Plan, Planned, Planner, Refused, Smaller, Step};
 use crate::{
     hash::HashSet,
     maps::{MapStore, StoreError},
@@ -82,6 +82,7 @@ fn is_stopped(stopped: &HashSet<PortKey>, planned: &Planned) -> bool {
 pub struct Done {
     pub report: Report,
     pub refused: Vec<Refused>,
+    pub smaller: Vec<Smaller>,
     /// Backends of UDP ports came or went.
     pub udp_moved: bool,
 }
@@ -89,6 +90,7 @@ pub struct Done {
 impl Done {
     fn add(&mut self, planner: &mut Planner, mut plan: Plan, store: &mut impl MapStore) {
         self.refused.append(&mut plan.refused);
+        self.smaller.append(&mut plan.smaller);
         self.udp_moved |= plan.moves_udp();
         let report = execute(planner, plan, store);
         self.report.executed += report.executed;

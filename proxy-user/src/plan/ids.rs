@@ -29,6 +29,7 @@ pub fn remedy(map: &str) -> &'static str {
         map::SOURCE_RANGES => {
             "write fewer and wider loadBalancerSourceRanges, or start the agent with a larger --max-source-ranges"
         }
+        map::SLOTS => "start the agent with a larger --max-slots or --max-backends",
         map::SERVICE_NETS => "write fewer and wider ServiceCIDRs",
         _ => "start the agent with a larger --max-backends",
     }
@@ -165,6 +166,11 @@ impl RunPool {
 
     pub(super) fn used(&self) -> u64 {
         self.used
+    }
+
+    /// Half of all slots stay free when such a run is taken.
+    pub(super) fn has_room_to_spare(&self, order: u32) -> bool {
+        self.used + (1 << order) <= u64::from(self.capacity / 2)
     }
 
     pub(super) fn take(&mut self, order: u32) -> Result<Run, Full> {

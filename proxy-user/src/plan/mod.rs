@@ -7,10 +7,12 @@ mod audit;
 mod backends;
 mod execute;
 mod ids;
+mod maglev;
 mod planner;
 mod ports;
 mod reclaim;
 mod record;
+mod run;
 mod sorted;
 mod step;
 pub mod text;
@@ -18,7 +20,7 @@ pub mod text;
 pub use audit::Part;
 pub use execute::{Done, Failed, Report, carry_out, execute};
 pub use ids::{Epoch, Full, remedy};
-pub use planner::{Change, IdChange, Plan, Planned, Planner, Refused, Used};
+pub use planner::{Change, IdChange, Plan, Planned, Planner, Refused, Smaller, Used};
 pub use step::{Phase, Step, address_entry, address_of, protocol_name};
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use super::{
     addresses::{self, Addresses, ServiceNets},
     adopt, affinity,
     backends::{self, List},
-    ids::{Epoch, Full, IdPool, Run, RunPool},
+    ids::{Epoch, Full, IdPool, Run, RunPool, remedy},
     ports::Ports,
+    run::{self, Draw, Shortage, Slots},
     sorted::Sorted,
     step::{Phase, Step},
 };
@@ -47,6 +48,20 @@ pub struct Refused {
     pub full: Full,
 }
 
+/// A Service port whose table or run is smaller than its scheduler and weights ask for: it works, but
+/// shares are less exact.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "Service {key}: {slots} slots instead of {wanted}, because the map {map} has not more to spare; its backends' shares are less exact; {remedy}",
+    map = map::SLOTS, remedy = remedy(map::SLOTS)
+)]
+pub struct Smaller {
+    pub key: PortKey,
+    /// That it gets.
+    pub slots: u32,
+    pub wanted: u32,
+}
+
 /// A step and the port it is for.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -59,12 +74,14 @@ pub struct Planned {
 pub struct Plan {
     pub steps: Vec<Planned>,
     pub refused: Vec<Refused>,
+    pub smaller: Vec<Smaller>,
     pub(super) targets: HashMap<Arc<PortKey>, Target>,
 }
 
 /// What a port's switch leads to.
 #[derive(Debug)]
 pub(super) struct Target {
+    /// Another one than it has.
     pub(super) run: Option<Run>,
     pub(super) slots: Vec<u32>,
     /// Sorted.
@@ -95,6 +112,8 @@ pub(super) struct KnownBackend {
     pub(super) id: u32,
     /// [`Backend::flags`].
     pub(super) flags: u8,
+    /// [`Backend::weight`].
+    pub(super) weight: u16,
     /// [`Backend::twin`].
     pub(super) twin: u32,
     /// No slot names it since the switch of this epoch.
@@ -282,6 +301,14 @@ impl Planner {
             self.plan_given_up(&mut plan, &taken);
             self.plan_strays(&mut plan, &taken);
         }
+        // Of a Service that is refused there is worse to tell.
+        let refused: HashSet<&ObjectName> = plan
+            .refused
+            .iter()
+            .map(|refused| &refused.key.service)
+            .collect();
+        plan.smaller
+            .retain(|smaller| !refused.contains(&smaller.key.service));
         let emptied = self.emptied(&plan);
         // A Service whose ranges change and stay: whoever is admitted no more must not come in by a
         // frontend that it takes over.
@@ -516,32 +543,36 @@ impl Planner {
         for address in &missing {
             ids.insert(*address, self.backend_ids.take()?);
         }
-        let slots: Vec<u32> = snapshot
+        let chosen_ids: Vec<u32> = snapshot
             .chosen
             .iter()
             .filter_map(|address| ids.get(address).copied())
             .collect();
-        let unchanged = known.is_some_and(|port| {
-            port.slots == slots
-                && (port.word.count() as usize == slots.len())
-                && (!slots.is_empty() || port.word == ServiceWord::without_backends(snapshot.empty))
-        });
-        let run = if unchanged || slots.is_empty() {
-            None
-        } else {
-            match self.runs.take(Run::order_for(slots.len())) {
-                Ok(run) => Some(run),
-                Err(full) => {
-                    for id in missing.iter().filter_map(|address| ids.get(address)) {
-                        self.backend_ids.give_back(*id);
-                    }
-                    if is_new {
-                        self.service_ids.give_back(id);
-                    }
-                    return Err(full);
+        let held = known.filter(|port| port.run.is_some());
+        let held = held.map(|port| &port.slots[..]);
+        let taken = Draw::of(snapshot).take(&mut self.runs, &chosen_ids, held);
+        let Slots {
+            run,
+            backend_ids: slots,
+            shortage,
+        } = match taken {
+            Ok(slots) => slots,
+            Err(full) => {
+                for id in missing.iter().filter_map(|address| ids.get(address)) {
+                    self.backend_ids.give_back(*id);
                 }
+                if is_new {
+                    self.service_ids.give_back(id);
+                }
+                return Err(full);
             }
         };
+        plan.smaller
+            .extend(shortage.map(|Shortage { slots, wanted }| Smaller {
+                key: snapshot.key.clone(),
+                slots,
+                wanted,
+            }));
         new.frontends += additional;
         new.source_ranges += missing_ranges.len() as u64;
 
@@ -557,20 +588,27 @@ impl Planner {
                 name: adopt::name_of(&key),
             });
         }
-        // A backend whose flags change is written again where it is, also if that is all that is left to
+        // A backend whose flags or weight change is written again where it is, also if that is all that is left to
         // do for it: clients with affinity go by them.
         for (address, backend_id) in ids.iter() {
             let written = known.and_then(|port| port.backends.get(address));
-            let flags = if is_wanted(address) {
-                backends::flags_of(snapshot, address)
+            let (flags, weight) = if is_wanted(address) {
+                let flags = backends::flags_of(snapshot, address);
+                (flags, run::weight_of(snapshot, address))
             } else {
-                written.map_or(0, |backend| backend.flags & !Backend::CHOSEN)
+                written.map_or((0, 1), |b| (b.flags & !Backend::CHOSEN, b.weight))
             };
-            if written.is_some_and(|backend| backend.flags == flags) {
+            if written.is_some_and(|b| (b.flags, b.weight) == (flags, weight)) {
                 continue;
             }
-            let twin = written.map_or(0, |backend| backend.twin);
-            push(backends::write(&key, id, address, *backend_id, flags, twin));
+            let backend = KnownBackend {
+                id: *backend_id,
+                flags,
+                weight,
+                twin: written.map_or(0, |backend| backend.twin),
+                disused: None,
+            };
+            push(backends::write(&key, id, address, &backend));
         }
         for range in missing_ranges {
             push(Step::PutSourceRange { service: id, range });
@@ -582,24 +620,24 @@ impl Planner {
                 .any(|(address, backend)| !is_wanted(address) && backend.disused.is_none())
         });
         let affinity = affinity::of(&key, snapshot.affinity_timeout_secs);
-        let is_as_it_was =
-            unchanged && !falls_out && known.is_some_and(|port| port.affinity == affinity);
-        let word = match (run, slots.len()) {
-            (Some(run), count) => {
-                push(Step::WriteSlots {
-                    first: run.first,
-                    backend_ids: slots.clone(),
-                });
-                Some(ServiceWord::with_backends(
-                    run.first,
-                    u32::try_from(count).unwrap_or(u32::MAX),
-                ))
-            }
-            (None, _) if is_as_it_was => None,
-            (None, _) if unchanged => known.map(|port| port.word),
-            (None, _) => Some(ServiceWord::without_backends(snapshot.empty)),
+        if let Some(run) = run {
+            push(Step::WriteSlots {
+                first: run.first,
+                backend_ids: slots.clone(),
+            });
+        }
+        let run_or_held = run.or_else(|| known.and_then(|port| port.run));
+        let word = match run_or_held {
+            Some(run) if !slots.is_empty() => word_of(
+                snapshot,
+                run.first,
+                u32::try_from(slots.len()).unwrap_or(u32::MAX),
+            ),
+            _ => ServiceWord::without_backends(snapshot.empty),
         };
-        if let Some(word) = word {
+        let is_as_it_was =
+            !falls_out && known.is_some_and(|port| port.word == word && port.affinity == affinity);
+        if !is_as_it_was {
             push(Step::Switch {
                 service: id,
                 word,
@@ -736,6 +774,16 @@ impl Planner {
                 }),
         );
     }
+}
+
+/// Of a port that has backends. Without any, the rule makes no difference, and is left out.
+fn word_of(snapshot: &PortSnapshot, first_slot: u32, count: u32) -> ServiceWord {
+    let balancing = &snapshot.balancing;
+    ServiceWord::with_backends(first_slot, count).scheduled(
+        balancing.scheduler,
+        balancing.fails_over,
+        run::is_weighted(snapshot),
+    )
 }
 
 /// Emptied ports that wait for one another: in practice one or two.

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use proxy_common::abi::{Frontend, ServiceAffinity, ServiceWord, SockAddr};
 
 use super::{
+    ids::Run,
     planner::{IdChange, KnownBackend, Plan, Planned, Planner, Port, frontend_address, nobody},
     sorted::Sorted,
     step::Step,
@@ -163,14 +164,15 @@ impl Planner {
         let Some(port) = self.ports.get_mut(key) else {
             return;
         };
-        let word_changed = port.word != word;
         port.word = word;
         port.affinity = affinity;
         let Some(mut target) = plan.targets.remove(key) else {
             // Going out of use: the run is freed with the name.
             return;
         };
-        if word_changed {
+        let is_there = |run: &Run| word.count() > 0 && run.first == word.first_slot();
+        // By another rule, backends may be drawn from the same run.
+        if !port.run.as_ref().is_some_and(is_there) {
             if let Some(run) = std::mem::replace(&mut port.run, target.run) {
                 self.runs.retire(self.epoch, run);
                 self.unfreed = true;
@@ -244,6 +246,7 @@ fn backend_written(port: &mut Port, step: &Step) {
             KnownBackend {
                 id: *id,
                 flags: backend.flags,
+                weight: backend.weight,
                 twin: backend.twin,
                 disused,
             },

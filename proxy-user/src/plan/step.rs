@@ -4,8 +4,8 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Backend, Frontend, FrontendKey, FrontendKind, Protocol, ServiceAffinity, ServiceName,
-    ServiceWord,
+    Backend, Frontend, FrontendKey, FrontendKind, Protocol, Scheduler, ServiceAffinity,
+    ServiceName, ServiceWord,
 };
 
 /// One idempotent write to one map.
@@ -161,6 +161,9 @@ pub fn protocol_name(number: u8) -> &'static str {
     Protocol::from_number(number).map_or("?", Protocol::name)
 }
 
+/// Of the slots of a run.
+const MOST_TOLD: usize = 64;
+
 fn show_key(key: &FrontendKey, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let address = std::net::SocketAddr::new(key.addr.ip(), u16::from_be(key.port_be));
     write!(f, "{address}/{}", protocol_name(key.protocol))
@@ -181,7 +184,13 @@ impl fmt::Display for Step {
                 )
             }
             Self::WriteSlots { first, backend_ids } => {
-                write!(f, "slots from {first} = {backend_ids:?}")
+                // A table may have tens of thousands.
+                let told = &backend_ids[..backend_ids.len().min(MOST_TOLD)];
+                write!(f, "slots from {first} = {told:?}")?;
+                match backend_ids.len() - told.len() {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
             }
             Self::Switch {
                 service,
@@ -190,6 +199,9 @@ impl fmt::Display for Step {
             } => {
                 let (count, first) = (word.count(), word.first_slot());
                 write!(f, "service {service} -> {count} slots from {first}")?;
+                if word.scheduler() != Scheduler::Random {
+                    write!(f, " by {}", word.scheduler().name())?;
+                }
                 match affinity.timeout_secs() {
                     0 => Ok(()),
                     secs => write!(f, ", affinity for {secs} s"),
@@ -221,5 +233,32 @@ impl fmt::Display for Step {
             Self::ClearBackend { id } => write!(f, "clear backend {id}"),
             Self::RemoveName { service } => write!(f, "remove name of service {service}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_told_by_its_beginning_and_a_switch_by_its_rule() {
+        let slots = |count: u32| Step::WriteSlots {
+            first: 8,
+            backend_ids: (0..count).collect(),
+        };
+        assert_eq!(slots(2).to_string(), "slots from 8 = [0, 1]");
+        let text = slots(65_521).to_string();
+        assert!(text.ends_with(", 63] and 65457 more"), "{text}");
+        let switch = |scheduler| Step::Switch {
+            service: 3,
+            word: ServiceWord::with_backends(8, 2).scheduled(scheduler, true, false),
+            affinity: ServiceAffinity::NONE,
+        };
+        let text = |scheduler| switch(scheduler).to_string();
+        assert_eq!(text(Scheduler::Random), "service 3 -> 2 slots from 8");
+        assert_eq!(
+            text(Scheduler::Maglev),
+            "service 3 -> 2 slots from 8 by maglev"
+        );
     }
 }

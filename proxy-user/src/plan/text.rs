@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Backend, Empty, Frontend, FrontendKey, FrontendKind, Service, ServiceWord, SockAddr,
+    Backend, Empty, Frontend, FrontendKey, FrontendKind, Scheduler, Service, ServiceWord, SockAddr,
 };
 use serde::Serialize;
 
@@ -75,6 +75,7 @@ struct Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fact {
     of: &'static str,
+    /// Empty: it makes no difference.
     value: String,
     usual: bool,
 }
@@ -123,6 +124,7 @@ fn differing(before: &[Fact], after: &[Fact]) -> Vec<Aspect> {
     let pairs = before.iter().zip(after);
     pairs
         .filter(|(before, after)| before != after)
+        .filter(|(before, after)| !before.value.is_empty() && !after.value.is_empty())
         .map(|(before, after)| Aspect {
             of: after.of,
             before: Some(before.value.clone()),
@@ -157,6 +159,11 @@ fn facts(observed: &Observed) -> Facts {
         let known = vec![
             yes_or_no("new connections", slotted.contains(id), Some(true)),
             yes_or_no("on this node", backend.flags & Backend::LOCAL != 0, None),
+            Fact {
+                of: "weight",
+                value: backend.weight.to_string(),
+                usual: backend.weight == 1,
+            },
         ];
         let subject = subject(observed, backend.service, What::Backend, Some(at));
         add(subject, known);
@@ -271,11 +278,28 @@ fn of_list(observed: &Observed, id: u32) -> Vec<Fact> {
         0 => "none".to_owned(),
         secs => format!("{secs} s"),
     };
+    let (scheduler, failover) = match word.count() {
+        0 => (String::new(), String::new()),
+        _ => {
+            let failover = if word.fails_over() { "yes" } else { "no" };
+            (word.scheduler().name().to_owned(), failover.to_owned())
+        }
+    };
     vec![
         Fact {
             of: "new connections",
             value: verdict.to_owned(),
             usual: word.count() > 0,
+        },
+        Fact {
+            of: "scheduler",
+            usual: word.scheduler() == Scheduler::Random,
+            value: scheduler,
+        },
+        Fact {
+            of: "failover",
+            usual: true,
+            value: failover,
         },
         Fact {
             of: "affinity",
@@ -457,6 +481,43 @@ mod tests {
                 "default/web:http  - backend 10.1.2.3:8080/TCP (new connections: no)",
                 "kube-system/dns:dns  - frontend 10.96.0.20:53/UDP ClusterIP",
             ]
+        );
+    }
+
+    #[test]
+    fn another_rule_or_weight_is_told_and_the_slots_are_not() {
+        let mut after = observed();
+        let word = ServiceWord::with_backends(64, 3).scheduled(Scheduler::Maglev, true, true);
+        let service = Service {
+            word,
+            ..after.services[&1]
+        };
+        after.services.insert(1, service);
+        after.slots.remove(&0);
+        after.slots.insert(64, vec![1, 2, 1]);
+        after.backends.get_mut(&1).unwrap().weight = 2;
+        assert_eq!(
+            told(&observed(), &after),
+            [
+                "default/web:http  ~ list TCP IPv4 (scheduler: random -> maglev; failover: no -> yes)",
+                "default/web:http  ~ backend 10.1.1.2:8080/TCP (weight: 1 -> 2)",
+            ]
+        );
+        let new = told(&Observed::default(), &after);
+        for line in [
+            "default/web:http  + list TCP IPv4 (scheduler: maglev; affinity: 10800 s)",
+            "default/web:http  + backend 10.1.1.2:8080/TCP (weight: 2)",
+        ] {
+            assert!(new.iter().any(|new| new == line), "{new:?}");
+        }
+        // Without backends there is no rule.
+        let word = ServiceWord::without_backends(Empty::Refuse);
+        let mut empty = after.clone();
+        empty.services.insert(1, Service { word, ..service });
+        let lines = told(&after, &empty);
+        assert_eq!(
+            lines[0],
+            "default/web:http  ~ list TCP IPv4 (new connections: translated -> refused)"
         );
     }
 

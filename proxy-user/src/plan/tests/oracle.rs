@@ -4,12 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::NonZeroU32,
+    num::{NonZeroU16, NonZeroU32},
 };
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use proxy_common::abi::{Empty, FrontendKind, Protocol};
+use proxy_common::abi::{Empty, FrontendKind, Protocol, Scheduler, ServiceWord};
+
+use super::paper;
 
 use crate::{
     model::{
@@ -96,8 +98,8 @@ impl fmt::Debug for Desired {
             let (chosen, kept, local) = (&port.chosen, &port.kept, &port.local);
             write!(
                 f,
-                "{} {frontends:?} {chosen:?} {kept:?} {local:?} {:?} outside {} {:?}; ",
-                port.key, port.empty, port.outside_is_local, port.source_ranges
+                "{} {frontends:?} {chosen:?} {kept:?} {local:?} {:?} outside {} {:?} {:?}; ",
+                port.key, port.empty, port.outside_is_local, port.source_ranges, port.balancing
             )?;
         }
         write!(f, "{:?} {:?}", self.addresses, self.nets)
@@ -207,8 +209,105 @@ pub(super) fn local_twin(key: &PortKey) -> PortKey {
 
 /// A port of a Service: what it chooses and keeps, and which of those are local, as sets of backend
 /// numbers; whether it drops when it is empty; whether outside is local; source ranges (and the node,
-/// and the pods) as a set; seconds of affinity.
-type PortSpec = ([u8; 3], bool, bool, Option<u8>, u32);
+/// and the pods) as a set; seconds of affinity; the rule.
+type PortSpec = ([u8; 3], bool, bool, Option<u8>, u32, RuleSpec);
+
+/// A scheduler, whether backends that fail are passed over, and the weight of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RuleSpec {
+    pub(super) scheduler: Scheduler,
+    pub(super) fails_over: bool,
+    pub(super) weights: [u16; BACKENDS as usize],
+}
+
+/// As it was before there were others.
+pub(super) const RANDOM: RuleSpec = RuleSpec {
+    scheduler: Scheduler::Random,
+    fails_over: false,
+    weights: [1; BACKENDS as usize],
+};
+
+fn rule() -> impl Strategy<Value = RuleSpec> {
+    let weight = prop_oneof![2 => Just(1), 1 => Just(2), 1 => Just(3), 1 => Just(6)];
+    let weights = prop_oneof![
+        4 => Just([1; BACKENDS as usize]),
+        1 => Just([4; BACKENDS as usize]),
+        2 => prop::array::uniform7(weight),
+    ];
+    // Tables are long, and every step is looked at.
+    let scheduler = prop_oneof![
+        12 => prop::sample::select(&Scheduler::ALL[..7]),
+        1 => Just(Scheduler::Maglev),
+    ];
+    (scheduler, any::<bool>(), weights).prop_map(|(scheduler, fails_over, weights)| RuleSpec {
+        scheduler,
+        fails_over,
+        weights,
+    })
+}
+
+fn balancing(rule: &RuleSpec, chosen: &[SocketAddr]) -> Balancing {
+    let weights = addresses(u8::MAX >> (8 - BACKENDS))
+        .into_iter()
+        .zip(rule.weights);
+    Balancing {
+        scheduler: rule.scheduler,
+        fails_over: rule.fails_over,
+        weights: weights
+            .filter(|(address, weight)| *weight != 1 && chosen.contains(address))
+            .map(|(address, weight)| (address, NonZeroU16::new(weight).unwrap()))
+            .collect(),
+    }
+}
+
+/// The weights of the chosen, in their order.
+fn weights_of(port: &PortSnapshot) -> Vec<u32> {
+    let weight = |at| {
+        port.balancing
+            .weights
+            .get(at)
+            .map_or(1, |weight| weight.get())
+    };
+    port.chosen.iter().map(|at| u32::from(weight(at))).collect()
+}
+
+/// What the list of a port with backends must be, where there is room for all that is asked.
+pub(super) fn judge(port: &PortSnapshot, word: ServiceWord, slots: &[SocketAddr]) {
+    let (key, rule) = (&port.key, &port.balancing);
+    let weights = weights_of(port);
+    assert_eq!(word.scheduler(), rule.scheduler, "{key}");
+    assert_eq!(word.fails_over(), rule.fails_over, "{key}");
+    let differ = weights.iter().any(|weight| *weight != weights[0]);
+    assert_eq!(word.is_weighted(), differ, "{key}");
+    // What divides all of them: none is more than 6.
+    let divisor = (1..7).rev().find(|d| weights.iter().all(|w| w % d == 0));
+    let turns: Vec<u32> = weights.iter().map(|w| w / divisor.unwrap()).collect();
+    let round: u32 = turns.iter().sum();
+    if rule.scheduler == Scheduler::Maglev {
+        let sizes = [251, 509, 1021, 2039, 4093, 8191];
+        let size = sizes
+            .into_iter()
+            .find(|size| *size >= u64::from(round) * 100);
+        let table = paper::table(&port.chosen, &turns, size.unwrap()).into_iter();
+        let table: Vec<SocketAddr> = table.map(|i| port.chosen[i.unwrap()]).collect();
+        assert!(slots == table, "{key}: another table");
+        return;
+    }
+    assert_eq!(slots.len(), round as usize, "{key}");
+    for (at, turns) in port.chosen.iter().zip(&turns) {
+        let count = slots.iter().filter(|slot| *slot == at).count();
+        assert_eq!(count, *turns as usize, "{at} of {key}");
+    }
+    if !differ {
+        assert_eq!(slots, port.chosen, "{key}: one each, in order");
+    }
+}
+
+/// Where there is less room: whoever is chosen has a slot, and nobody else.
+pub(super) fn judge_with_little_room(port: &PortSnapshot, slots: &[SocketAddr]) {
+    let slots: BTreeSet<&SocketAddr> = slots.iter().collect();
+    assert_eq!(slots, port.chosen.iter().collect(), "{}", port.key);
+}
 
 fn addresses(set: u8) -> Vec<SocketAddr> {
     members(set, BACKENDS)
@@ -226,6 +325,7 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
         any::<bool>(),
         prop::option::of(0u8..1 << (RANGES + 2)),
         0u32..3,
+        rule(),
     );
     let ports = prop::collection::vec(prop::option::weighted(0.6, port), usize::from(SERVICES) * 3);
     let owners = prop::collection::vec(0usize..14, usize::from(VIPS));
@@ -250,9 +350,13 @@ fn members(set: u8, count: u8) -> impl Iterator<Item = u8> {
 
 /// The first port of one Service, with the backends of a set.
 pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
+    one_by(RANDOM, service, chosen, vips)
+}
+
+pub(super) fn one_by(rule: RuleSpec, service: u8, chosen: u8, vips: &[u8]) -> Desired {
     let index = usize::from(service) * 3;
     let mut ports = vec![None; usize::from(SERVICES) * 3];
-    ports[index] = Some(([chosen, 0, 0], false, false, None, 0));
+    ports[index] = Some(([chosen, 0, 0], false, false, None, 0, rule));
     let owner = |vip| {
         if vips.contains(&vip) {
             index
@@ -267,8 +371,8 @@ pub(super) fn one(service: u8, chosen: u8, vips: &[u8]) -> Desired {
 /// A port of the first Service with external addresses, for clients from outside those of this node.
 pub(super) fn outside(chosen: u8, here: u8, vips: &[u8]) -> Desired {
     let mut ports = vec![None; usize::from(SERVICES) * 3];
-    ports[1] = Some(([chosen, 0, 0], false, true, None, 0));
-    ports[2] = Some(([here, 0, 0], true, false, None, 0));
+    ports[1] = Some(([chosen, 0, 0], false, true, None, 0, RANDOM));
+    ports[2] = Some(([here, 0, 0], true, false, None, 0, RANDOM));
     let owner = |vip| if vips.contains(&vip) { 1 } else { usize::MAX };
     let owners: Vec<usize> = (0..VIPS).map(owner).collect();
     build(&ports, &owners, &[1; VIPS as usize])
@@ -294,7 +398,7 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired 
                 scope,
             };
             keys.push(key.clone());
-            if let Some(([chosen, kept, local], drop, outside, ranges, affinity)) = spec {
+            if let Some(([chosen, kept, local], drop, outside, ranges, affinity, rule)) = spec {
                 let is_cluster = scope == Scope::Cluster;
                 let has_twin = port == "b" && specs[2].is_some();
                 let wanted = addresses(chosen | kept);
@@ -311,7 +415,7 @@ fn build(ports: &[Option<PortSpec>], owners: &[usize], kinds: &[u8]) -> Desired 
                             .collect(),
                         empty: if *drop { Empty::Drop } else { Empty::Refuse },
                         affinity_timeout_secs: NonZeroU32::new(*affinity),
-                        balancing: Balancing::default(),
+                        balancing: balancing(rule, &addresses(*chosen)),
                         outside_is_local: is_cluster && has_twin && *outside,
                         source_ranges: ranges.filter(|_| is_cluster).map(|set| SourceRanges {
                             ranges: members(set, RANGES).map(range).collect(),

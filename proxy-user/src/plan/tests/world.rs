@@ -18,7 +18,9 @@ use proxy_common::{
     },
 };
 
-use super::oracle::{CLIENTS, Client, Desired, Outcome, VIPS, local_twin, vip};
+use super::oracle::{
+    CLIENTS, Client, Desired, Outcome, VIPS, judge, judge_with_little_room, local_twin, vip,
+};
 use crate::{
     audit::Audit,
     maps::{Capacity, MapStore, Observed, StoreError, fake::FakeStore},
@@ -33,7 +35,8 @@ struct Reader {
     name: ServiceName,
     word: ServiceWord,
     /// What the slots named when it started.
-    backends: Vec<(u32, SocketAddr)>,
+    slots: Vec<u32>,
+    backends: BTreeMap<u32, SocketAddr>,
     /// The grace period that waits for it.
     until: Option<Epoch>,
 }
@@ -66,6 +69,10 @@ struct Checked {
     /// Whether an address may be known as a ClusterIP, or may not be.
     known: BTreeMap<IpAddr, BTreeSet<bool>>,
     readers: Vec<Reader>,
+}
+
+fn address_of(backend: &Backend) -> SocketAddr {
+    SockAddr::from_parts(backend.addr, backend.port_be).socket_addr()
 }
 
 fn frontend_of(store: &FakeStore, address: &FrontendAddress) -> Option<Frontend> {
@@ -201,17 +208,16 @@ impl Checked {
             reader.service
         );
         let first = reader.word.first_slot();
-        for (slot, (id, address)) in (first..).zip(&reader.backends) {
-            assert_eq!(
-                maps.slots.get(&slot),
-                Some(id),
-                "slot {slot} after `{step}`"
-            );
+        // Nothing else writes slots, and tables are long.
+        if matches!(step, Step::WriteSlots { .. }) {
+            for (slot, id) in (first..).zip(&reader.slots) {
+                let there = maps.slots.get(&slot);
+                assert_eq!(there, Some(id), "slot {slot} after `{step}`");
+            }
+        }
+        for (id, address) in &reader.backends {
             let backend = maps.backends.get(id).copied();
-            let seen = backend.map(|backend| {
-                let at = SockAddr::from_parts(backend.addr, backend.port_be);
-                (backend.service, at.socket_addr())
-            });
+            let seen = backend.map(|backend| (backend.service, address_of(&backend)));
             assert_eq!(
                 seen,
                 Some((reader.service, *address)),
@@ -312,6 +318,11 @@ impl World {
 
     pub(super) fn maps(&self) -> &FakeStore {
         &self.store.inner
+    }
+
+    /// Without a look after every step.
+    pub(super) fn write(&mut self, plan: Plan) -> Report {
+        execute(&mut self.planner, plan, &mut self.store.inner)
     }
 
     /// The maps hold what the planner knows, and nothing else.
@@ -507,18 +518,16 @@ impl World {
         });
         let readers = services.map(|service| {
             let word = inner.maps.services[&service].word;
-            let backends = (word.first_slot()..word.first_slot() + word.count())
-                .map(|slot| {
-                    let id = inner.maps.slots[&slot];
-                    let backend = inner.maps.backends[&id];
-                    let at = SockAddr::from_parts(backend.addr, backend.port_be);
-                    (id, at.socket_addr())
-                })
+            let slots: Vec<u32> = (word.first_slot()..word.first_slot() + word.count())
+                .map(|slot| inner.maps.slots[&slot])
                 .collect();
+            let at = |id: &u32| (*id, address_of(&inner.maps.backends[id]));
+            let backends = slots.iter().map(at).collect();
             Reader {
                 service,
                 name: inner.names[&service],
                 word,
+                slots,
                 backends,
                 until: None,
             }
@@ -620,6 +629,20 @@ impl World {
             let service = &observed.services[id];
             let timeout = port.affinity_timeout_secs.map_or(0, NonZeroU32::get);
             assert_eq!(service.affinity.timeout_secs(), timeout, "{}", port.key);
+            let word = service.word;
+            if port.chosen.is_empty() {
+                let without = ServiceWord::without_backends(port.empty);
+                assert_eq!(word, without, "{}", port.key);
+            } else {
+                let slots = observed.slots[&word.first_slot()].iter();
+                let slots: Vec<SocketAddr> =
+                    slots.map(|id| address_of(&observed.backends[id])).collect();
+                if self.store.inner.capacity.slots >= 1 << 16 {
+                    judge(port, word, &slots);
+                } else {
+                    judge_with_little_room(port, &slots);
+                }
+            }
             let other_scope = 1 - name.scope;
             let other = observed
                 .names
@@ -634,10 +657,7 @@ impl World {
             }
             let backends = observed.backends.values().filter(|b| b.service == *id);
             for backend in backends {
-                let address = |backend: &Backend| {
-                    SockAddr::from_parts(backend.addr, backend.port_be).socket_addr()
-                };
-                let at = address(backend);
+                let at = address_of(backend);
                 let has = |flag| backend.flags & flag != 0;
                 let key = &port.key;
                 assert_eq!(
@@ -655,10 +675,13 @@ impl World {
                     .iter()
                     .find(|(_, twin)| {
                         other.is_some_and(|(other, _)| twin.service == *other)
-                            && address(twin) == at
+                            && address_of(twin) == at
                     })
                     .map_or(0, |(id, _)| *id);
                 assert_eq!(backend.twin, twin, "{at} of {key}");
+                let weight = port.balancing.weights.get(&at);
+                let weight = weight.map_or(1, |weight| weight.get());
+                assert_eq!(backend.weight, weight, "{at} of {key}");
             }
         }
         assert_eq!(ranges, observed.source_ranges.into_iter().collect());
