@@ -2,8 +2,8 @@
 //! Balancer", NSDI 2016, section 3.4): clients find their backend by `table[hash % size]`. It is made
 //! of nothing but addresses, ports, turns and the size, so every node makes the same.
 //!
-//! Few clients move when a backend comes or goes, but only among tables of one size: where their number
-//! asks for another size, most do.
+//! Few clients move when a backend comes or goes, but only among tables of one size. So there are two,
+//! and nearly every Service stays with the smaller one for ever.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,17 +12,20 @@ use crate::hash::fnv_1a;
 /// Primes, each the largest below a power of two: a run takes a power of two.
 pub(super) const SIZES: [u32; 9] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521];
 
-/// Entries for each turn: shares differ by 1 % at most.
-const ENTRIES: usize = 100;
+/// What a Service should have: the first that is enough. The others are for where slots are few.
+const WANTED: [u32; 2] = [2039, 65_521];
+
+/// Entries for each turn: shares differ by one entry, 5 % at most.
+const ENTRIES: usize = 20;
 
 /// From the best one for so many turns to the smallest that has an entry for each; none if there are
 /// more of them than any has.
 pub(super) fn sizes(turns: usize) -> impl Iterator<Item = u32> {
-    let is_enough = |size: u32| size as usize >= turns.saturating_mul(ENTRIES);
-    let best = SIZES.iter().position(|size| is_enough(*size));
-    let upto = best.unwrap_or(SIZES.len() - 1);
-    let holds = move |size: &u32| *size as usize >= turns;
-    SIZES[..=upto].iter().rev().copied().filter(holds)
+    let is_enough = |size: &u32| *size as usize >= turns.saturating_mul(ENTRIES);
+    let [_, largest] = WANTED;
+    let best = WANTED.into_iter().find(is_enough).unwrap_or(largest);
+    let holds = move |size: &u32| *size as usize >= turns && *size <= best;
+    SIZES.iter().rev().copied().filter(holds)
 }
 
 /// `size` entries, each an index of `backends`. `size`: a prime, at least as many as `turns`. `turns`:
@@ -137,16 +140,12 @@ mod tests {
     }
 
     #[test]
-    fn there_are_a_hundred_entries_for_each_turn_as_far_as_sizes_go() {
+    fn there_are_twenty_entries_for_each_turn_as_far_as_sizes_go() {
         let best = |turns| sizes(turns).next();
-        assert_eq!(best(1), Some(251));
-        assert_eq!((best(2), best(3)), (Some(251), Some(509)));
-        assert_eq!((best(655), best(656)), (Some(65_521), Some(65_521)));
-        assert_eq!(
-            sizes(300).collect::<Vec<_>>(),
-            [32_749, 16_381, 8191, 4093, 2039, 1021, 509]
-        );
-        assert_eq!(sizes(65_521).collect::<Vec<_>>(), [65_521]);
+        assert_eq!((best(1), best(101)), (Some(2039), Some(2039)));
+        assert_eq!((best(102), best(5000)), (Some(65_521), Some(65_521)));
+        assert_eq!(sizes(30).collect::<Vec<_>>(), [2039, 1021, 509, 251]);
+        assert_eq!(sizes(40_000).collect::<Vec<_>>(), [65_521]);
         assert_eq!(best(65_522), None);
     }
 
@@ -205,7 +204,7 @@ mod tests {
 
     #[test]
     fn one_of_few_that_goes_moves_few_clients_of_the_others() {
-        for count in [5, 10, 100] {
+        for count in [2, 3, 5, 6, 10, 11, 21, 41, 82, 101] {
             let all = backends(count);
             let size = sizes(all.len()).next().unwrap();
             let before = entries(&all, size);

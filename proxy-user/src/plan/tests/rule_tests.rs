@@ -51,7 +51,7 @@ fn another_rule_for_the_same_slots_is_one_switch() {
                 let is_table = matches!(
                     &steps[..],
                     [Step::WriteSlots { backend_ids, .. }, Step::Switch { .. }]
-                        if backend_ids.len() == 509
+                        if backend_ids.len() == 2039
                 );
                 assert!(is_table, "{steps:?}");
             } else if scheduler == Scheduler::Random && !fails_over {
@@ -132,11 +132,12 @@ fn planned(world: &mut World, desired: &Desired) -> (Vec<(u32, u32)>, usize) {
 fn where_slots_are_few_a_table_is_smaller_or_the_list_itself_and_that_is_told() {
     let desired = one_by(MAGLEV, 0, 0b111_1111, &[0]);
     for (slots, table, smaller) in [
-        (2048, 1021, vec![]),
-        (1024, 509, vec![(509, 1021)]),
-        (512, 251, vec![(251, 1021)]),
-        (256, 7, vec![(7, 1021)]),
-        (8, 7, vec![(7, 1021)]),
+        (4096, 2039, vec![]),
+        (2048, 1021, vec![(1021, 2039)]),
+        (1024, 509, vec![(509, 2039)]),
+        (512, 251, vec![(251, 2039)]),
+        (256, 7, vec![(7, 2039)]),
+        (8, 7, vec![(7, 2039)]),
     ] {
         let mut world = World::new(few(slots));
         assert_eq!(planned(&mut world, &desired), (smaller.clone(), table));
@@ -166,13 +167,13 @@ fn where_slots_are_few_weights_are_one_slot_each_and_that_is_told() {
 
 #[test]
 fn a_table_leaves_room_for_what_others_need() {
-    let mut world = World::new(few(512));
-    // One has a table of 251; the other has what it needs.
+    let mut world = World::new(few(4096));
+    // One has a table; the other has what it needs.
     let mut desired = one_by(MAGLEV, 0, 0b11, &[0]);
-    assert_eq!(planned(&mut world, &desired), (vec![], 251));
+    assert_eq!(planned(&mut world, &desired), (vec![], 2039));
     let other = one_by(MAGLEV, 1, 0b11, &[1]);
     desired.ports.extend(other.ports);
-    assert_eq!(planned(&mut world, &desired), (vec![(2, 251)], 253));
+    assert_eq!(planned(&mut world, &desired), (vec![(2, 2039)], 2041));
 }
 
 #[test]
@@ -181,12 +182,12 @@ fn what_is_smaller_says_which_flag_helps() {
     let smaller = Smaller {
         key: port.unwrap(),
         slots: 7,
-        wanted: 1021,
+        wanted: 2039,
     };
     let text = smaller.to_string();
     for part in [
         "ns/s0",
-        "7 slots instead of 1021",
+        "7 slots instead of 2039",
         "KP_SLOTS",
         "--max-slots",
     ] {
