@@ -435,7 +435,9 @@ fn the_scheduler_of_ipvs_counts_in_its_mode_and_by_its_names() {
     ] {
         assert_eq!(asked("ipvs", name), (Some(scheduler), vec![]), "{name}");
     }
-    assert_eq!(asked("ipvs", "\"\"").0, None);
+    let blank = with_flags(&["--proxy-mode=ipvs", "--ipvs-scheduler="]).unwrap();
+    assert_eq!(blank.settings.scheduler, None);
+    assert!(!warned(&blank).contains(&"--ipvs-scheduler"));
     assert_eq!(
         asked("ipvs", "lblc"),
         (
