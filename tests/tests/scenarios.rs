@@ -176,6 +176,11 @@ steps:
             ("/tcp ->", "/tcp from pods ->", "is no client"),
             ("-> 10.1.0.5:8080", "-> lost", "is not address:port"),
             ("[A3]", "[third]", "is not a row"),
+            (
+                "rows:",
+                "scheduler: best\nrows:",
+                "\"best\" is not a scheduler",
+            ),
             ("10.96.0.10, ports", "ten, ports", "problems of the objects"),
         ] {
             assert!(RIGHT.contains(from), "{from}");

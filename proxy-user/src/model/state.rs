@@ -700,21 +700,26 @@ fn claims_of(service: &Service, node_port_ips: &[IpAddr]) -> Vec<(FrontendAddres
     claims
 }
 
-/// A list of endpoints with their weights, and apart those with weight 0, both in order. `None`: all of
-/// them have it.
-fn weighed(
-    weights: &Weights,
-    list: &[usize],
-    endpoints: &[&Endpoint],
-) -> Option<(Vec<(usize, NonZeroU16)>, Vec<usize>)> {
-    let (mut chosen, mut drained) = (Vec::with_capacity(list.len()), Vec::new());
+/// A list of endpoints. Both in its order.
+struct Weighed {
+    chosen: Vec<(usize, NonZeroU16)>,
+    /// Those of weight 0.
+    drained: Vec<usize>,
+}
+
+/// `None`: all of them have weight 0.
+fn weighed(weights: &Weights, list: &[usize], endpoints: &[&Endpoint]) -> Option<Weighed> {
+    let mut weighed = Weighed {
+        chosen: Vec::with_capacity(list.len()),
+        drained: Vec::new(),
+    };
     for &i in list {
         match NonZeroU16::new(weights.of(endpoints[i])) {
-            Some(weight) => chosen.push((i, weight)),
-            None => drained.push(i),
+            Some(weight) => weighed.chosen.push((i, weight)),
+            None => weighed.drained.push(i),
         }
     }
-    (!chosen.is_empty() || list.is_empty()).then_some((chosen, drained))
+    (!weighed.chosen.is_empty() || list.is_empty()).then_some(weighed)
 }
 
 /// One snapshot for each list of endpoints that somebody asks for: those of the whole cluster, and
@@ -743,23 +748,26 @@ fn port_snapshots(
         weights,
     } = &service.balancing;
     let mut snapshot = |scope: Scope, frontends, list: &[usize]| {
-        let (list, drained) = weighed(weights, list, &endpoints).unwrap_or_else(|| {
+        let list = weighed(weights, list, &endpoints).unwrap_or_else(|| {
             let note = Note::NoWeight {
                 service: service.name.clone(),
             };
             if !notes.contains(&note) {
                 notes.push(note);
             }
-            let alike = list.iter().map(|&i| (i, NonZeroU16::MIN));
-            (alike.collect(), Vec::new())
+            Weighed {
+                chosen: list.iter().map(|&i| (i, NonZeroU16::MIN)).collect(),
+                drained: Vec::new(),
+            }
         });
-        let chosen: Vec<SocketAddr> = list.iter().map(|&(i, _)| addresses[i]).collect();
-        let keeps = |i: usize| endpoints[i].serving || drained.binary_search(&i).is_ok();
+        let chosen: Vec<SocketAddr> = list.chosen.iter().map(|&(i, _)| addresses[i]).collect();
+        let keeps = |i: usize| endpoints[i].serving || list.drained.binary_search(&i).is_ok();
         let kept: Vec<SocketAddr> = (0..endpoints.len())
             .filter(|&i| chosen.binary_search(&addresses[i]).is_err() && keeps(i))
             .map(|i| addresses[i])
             .collect();
         let other_weights = list
+            .chosen
             .iter()
             .filter(|(_, weight)| *weight != NonZeroU16::MIN)
             .map(|&(i, weight)| (addresses[i], weight));
