@@ -31,7 +31,7 @@ use crate::{
     maps::{MapStore as _, bpf::BpfStore},
     memory,
     metrics::Ours,
-    model::{Event, Model, Node, NodePortScope},
+    model::{BalancingDefaults, Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
     redial,
     sctp::SctpPorts,
@@ -56,6 +56,8 @@ pub struct Config {
     pub node_ports: NodePortScope,
     /// In place of the Node object's of its family.
     pub primary_ip: Option<IpAddr>,
+    /// Of Services that don't say it.
+    pub balancing: BalancingDefaults,
     /// When it changes, the agent ends.
     pub config_file: Option<ConfigFile>,
     pub cgroup_root: PathBuf,
@@ -154,6 +156,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
     };
     let model = Model::new(node, config.node_ports.clone())
         .with_primary_ip(config.primary_ip)
+        .with_balancing(config.balancing)
         .that_waits_for_its_node();
     let view = Arc::new(pins.share_store(&store)?);
     surfaces.set_kernel(Ours {

@@ -86,6 +86,12 @@ impl Notice {
         Self::warning(service, "AddressTaken", "Program", first_of(notes))
     }
 
+    /// Weights would leave a Service without endpoints.
+    pub(crate) fn weights_ignored(node: &str, service: &ObjectName, note: &Note) -> Self {
+        let note = format!("node {node}: {note}");
+        Self::warning(service, "WeightsIgnored", "Program", note)
+    }
+
     /// Parts of an object were left out, a line for each; `None` if none was.
     pub(crate) fn left_out(about: ObjectReference, lines: &[String]) -> Option<Self> {
         let note = first_of(lines);
@@ -195,8 +201,12 @@ pub(crate) fn of_sync(node: &str, outcome: &Outcome) -> Vec<Notice> {
         .collect();
     let mut taken: BTreeMap<&ObjectName, Vec<&Note>> = BTreeMap::new();
     for note in &outcome.notes {
-        if let Note::AddressTaken { loser, .. } = note {
-            taken.entry(loser).or_default().push(note);
+        match note {
+            Note::AddressTaken { loser, .. } => taken.entry(loser).or_default().push(note),
+            Note::NoWeight { service } => {
+                notices.push(Notice::weights_ignored(node, service, note));
+            }
+            Note::NoService { .. } | Note::OtherFamily { .. } => {}
         }
     }
     let taken = taken.iter();
@@ -389,6 +399,18 @@ mod tests {
         let notice = Notice::maps_repaired("n1", &audited);
         assert!(notice.note.len() <= NOTE_LIMIT && notice.note.contains("2 entries"));
         assert_eq!(told(&[notice]), ["MapsRepaired Node n1"]);
+    }
+
+    #[test]
+    fn weights_that_leave_nobody_are_told_of_the_service() {
+        let outcome = Outcome {
+            notes: vec![Note::NoWeight { service: name("a") }],
+            ..Outcome::default()
+        };
+        let notices = of_sync("n1", &outcome);
+        assert_eq!(told(&notices), ["WeightsIgnored Service ns/a"]);
+        let begin = "node n1: Service ns/a: kube-portal.io/weights has 0 for every endpoint";
+        assert!(notices[0].note.starts_with(begin), "{}", notices[0].note);
     }
 
     #[test]

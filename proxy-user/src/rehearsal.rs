@@ -12,7 +12,7 @@ use crate::{
     cli::CliError,
     devices::Facts,
     maps::{Capacity, Observed, dry::DryStore},
-    model::{Event, Kind, Model, Node, NodePortScope},
+    model::{BalancingDefaults, Event, Kind, Model, Node, NodePortScope},
     plan::{Planner, Step},
     sync::Syncer,
     waiting::NotProgrammed,
@@ -27,6 +27,8 @@ pub struct Scene {
     pub node_ports: NodePortScope,
     /// In place of the Node object's of its family.
     pub primary_ip: Option<IpAddr>,
+    /// Of Services that don't say it.
+    pub balancing: BalancingDefaults,
     /// What the maps hold now, and how much they can.
     pub found: Observed,
     pub capacity: Capacity,
@@ -54,6 +56,7 @@ pub async fn rehearse(scene: &Scene, patience: Duration) -> Result<Rehearsed, Cl
     };
     let model = Model::new(node, scene.node_ports.clone())
         .with_primary_ip(scene.primary_ip)
+        .with_balancing(scene.balancing)
         .that_waits_for_its_node();
     let planner = Planner::adopt(scene.capacity, &scene.found);
     let store = DryStore::new(scene.capacity, scene.found.clone());

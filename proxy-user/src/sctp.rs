@@ -101,6 +101,7 @@ mod tests {
             external_policy: TrafficPolicy::Cluster,
             affinity_timeout_secs: None,
             health_check: None,
+            balancing: Default::default(),
         })
     }
 

@@ -107,6 +107,7 @@ fn service(external_policy: TrafficPolicy, affinity: Option<u32>) -> Event {
         internal_policy: TrafficPolicy::Cluster,
         external_policy,
         health_check: None,
+        balancing: Default::default(),
         affinity_timeout_secs: affinity.and_then(NonZeroU32::new),
     })
 }
@@ -133,6 +134,9 @@ fn slice(states: &States) -> Event {
                 serving: state.is_serving(),
                 terminating: *state == State::Terminating,
                 node: Some(if is_here(endpoint) { "here" } else { "there" }.into()),
+                pod: None,
+                hostname: None,
+                zone: None,
                 zone_hints: Default::default(),
                 node_hints: Default::default(),
             })

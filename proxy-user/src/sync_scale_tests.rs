@@ -46,6 +46,7 @@ fn service(number: usize, port: u16) -> Event {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check: None,
+        balancing: Default::default(),
         affinity_timeout_secs: None,
     })
 }
@@ -59,6 +60,9 @@ fn endpoints(number: usize, last: &[u8]) -> Event {
         serving: true,
         terminating: false,
         node: None,
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: Default::default(),
         node_hints: Default::default(),
     };

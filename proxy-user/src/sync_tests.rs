@@ -39,6 +39,7 @@ pub(super) fn service(name: &str, last: u8) -> Event {
         external_policy: TrafficPolicy::Cluster,
         health_check: None,
         affinity_timeout_secs: None,
+        balancing: Default::default(),
     })
 }
 
@@ -50,6 +51,9 @@ pub(super) fn endpoints(service: &str, count: u8) -> Event {
         serving: true,
         terminating: false,
         node: None,
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: Default::default(),
         node_hints: Default::default(),
     };

@@ -49,6 +49,7 @@ fn service(number: u32) -> Event {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check: None,
+        balancing: Default::default(),
         affinity_timeout_secs: None,
     })
 }
@@ -61,6 +62,9 @@ fn endpoints(number: u32, first: u32, count: u32) -> Event {
         serving: true,
         terminating: false,
         node: None,
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: Default::default(),
         node_hints: Default::default(),
     };

@@ -243,6 +243,7 @@ fn any_service(number: usize, dice: &mut Dice) -> Service {
         external_policy: [TrafficPolicy::Cluster, TrafficPolicy::Local][dice.below(2)],
         affinity_timeout_secs: None,
         health_check: None,
+        balancing: Default::default(),
     }
 }
 
@@ -254,6 +255,9 @@ fn any_slice(number: usize, dice: &mut Dice) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: (dice.below(3) == 0).then(|| "n1".into()),
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: Default::default(),
         node_hints: Default::default(),
     };

@@ -36,6 +36,8 @@ scenarios! {
     a8_of_two_services_that_claim_one_address_the_older_has_it
     a9_the_address_of_the_load_balancer_comes_later
     a11_a_cluster_ip_has_no_other_ports
+    d4_weight_0_gets_no_new_connections_and_keeps_its_own
+    d4_what_can_not_be_read_of_balancing_changes_nothing
     e1_conditions_that_are_not_there_mean_ready_and_serving
     e2_who_is_ready_while_it_ends_is_ready
     e3_without_any_ready_endpoint_those_that_still_serve_are_taken
@@ -174,6 +176,11 @@ steps:
             ("/tcp ->", "/tcp from pods ->", "is no client"),
             ("-> 10.1.0.5:8080", "-> lost", "is not address:port"),
             ("[A3]", "[third]", "is not a row"),
+            (
+                "rows:",
+                "scheduler: best\nrows:",
+                "\"best\" is not a scheduler",
+            ),
             ("10.96.0.10, ports", "ten, ports", "problems of the objects"),
         ] {
             assert!(RIGHT.contains(from), "{from}");

@@ -1,6 +1,7 @@
 //! The command line: what a node engineer types.
 
 mod as_kube_proxy;
+mod balancing;
 mod check;
 mod cleanup;
 mod filter;

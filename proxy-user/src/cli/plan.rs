@@ -5,7 +5,9 @@ use serde::Serialize;
 use tokio::runtime::Builder;
 
 use super::{
-    CliError, PinArgs, block_on_runtime, log_lines, output,
+    CliError, PinArgs,
+    balancing::BalancingArgs,
+    block_on_runtime, log_lines, output,
     source::{self, SourceArgs},
 };
 use crate::{
@@ -25,6 +27,8 @@ pub(super) struct PlanArgs {
     pins: PinArgs,
     #[command(flatten)]
     proxy: ProxyFlags,
+    #[command(flatten)]
+    balancing: BalancingArgs,
     /// One JSON object instead of lines.
     #[arg(long)]
     json: bool,
@@ -71,6 +75,7 @@ pub(super) fn execute(args: PlanArgs) -> Result<(), CliError> {
         log::warn!("{line}");
     }
     let settings = loaded.settings;
+    let balancing = args.balancing.defaults(&settings);
     let (from, found, capacity) = match args.pins.pins()?.open_store() {
         Ok(store) => ("maps", store.observe()?, store.capacity()),
         Err(PinError::Nothing { .. }) => {
@@ -83,6 +88,7 @@ pub(super) fn execute(args: PlanArgs) -> Result<(), CliError> {
         node_name: source::node_name(settings.node_name)?,
         node_ports: settings.node_ports,
         primary_ip: settings.primary_address,
+        balancing,
         found,
         capacity,
     };

@@ -6,7 +6,9 @@ use proxy_common::abi::PortRange;
 use tokio::runtime::Builder;
 
 use super::{
-    CliError, PinArgs, block_on_runtime, cleanup, log_lines, snat_ports,
+    CliError, PinArgs,
+    balancing::BalancingArgs,
+    block_on_runtime, cleanup, log_lines, snat_ports,
     source::{self, SourceArgs},
 };
 use crate::{
@@ -31,6 +33,8 @@ pub(super) struct RunArgs {
     pins: PinArgs,
     #[command(flatten)]
     pub(super) proxy: ProxyFlags,
+    #[command(flatten)]
+    balancing: BalancingArgs,
     /// Room for this many frontends (address, port and protocol).
     #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT.frontends, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_frontends: u32,
@@ -149,6 +153,7 @@ pub(super) fn agent(
     cgroup_root: PathBuf,
 ) -> Result<app::Config, CliError> {
     let settings = loaded.settings;
+    let balancing = args.balancing.defaults(&settings);
     let node_name = source::node_name(settings.node_name)?;
     let surfaces = SurfacesConfig {
         healthz: settings
@@ -177,6 +182,7 @@ pub(super) fn agent(
         node_name,
         node_ports: settings.node_ports,
         primary_ip: settings.primary_address,
+        balancing,
         config_file: loaded.file,
         cgroup_root,
         bpffs_root: args.pins.bpffs_root,

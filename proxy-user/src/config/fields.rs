@@ -116,7 +116,7 @@ pub(super) const FIELDS: &[Field] = &[
     field("iptables.minSyncPeriod", Some("iptables-min-sync-period"), Text, Nothing(NO_DELAY)),
     field("ipvs.syncPeriod", Some("ipvs-sync-period"), Text, Here(SYNC_PERIOD)),
     field("ipvs.minSyncPeriod", Some("ipvs-min-sync-period"), Text, Nothing(NO_DELAY)),
-    field("ipvs.scheduler", Some("ipvs-scheduler"), Text, Nothing("backends are chosen at random, as modes iptables and nftables do")),
+    field("ipvs.scheduler", Some("ipvs-scheduler"), Text, Here("in mode ipvs: by which rule backends are chosen where neither --scheduler nor the Service says it: rr, wrr, lc, wlc, sh, dh, sed, nq or mh. Any other counts as not set: random")),
     field("ipvs.excludeCIDRs", Some("ipvs-exclude-cidrs"), List, Nothing(NO_IPVS)),
     field("ipvs.strictARP", Some("ipvs-strict-arp"), Bool, Nothing("no address is put on a device, so none is answered for")),
     field("ipvs.tcpTimeout", Some("ipvs-tcp-timeout"), Text, Nothing(NO_IPVS)),

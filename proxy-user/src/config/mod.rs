@@ -30,6 +30,7 @@ use self::{
     flags::Given,
     settings::Invalid,
 };
+use crate::model::scheduler_names;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -140,6 +141,8 @@ fn from_file(path: PathBuf, flags: &ProxyFlags) -> Result<Loaded, ConfigError> {
     })?;
     let idle = without_effect(&config, |field| not_read(field, &config.mode));
     warnings.extend(idle.map(|(field, why)| in_file(format!("{}: {why}", field.path))));
+    let unknown = unknown_scheduler(&config, &settings);
+    warnings.extend(unknown.map(|why| in_file(format!("ipvs.scheduler: {why}"))));
     if settings.mode != Mode::Nftables && config.node_port_addresses.is_empty() {
         warnings.push(in_file(format!(
             "nodePortAddresses: not set, so NodePorts answer on every address of the node, as in \
@@ -191,8 +194,10 @@ fn from_flags(flags: &ProxyFlags) -> Result<Loaded, ConfigError> {
     // One flag for the sections of two modes.
     let shared = |field: &Field| config.mode == "nftables" && field.path.starts_with("iptables.");
     let idle = |field: &Field| not_read(field, &config.mode).filter(|_| !shared(field));
+    let unknown = unknown_scheduler(&config, &settings);
     let warnings = without_effect(&config, idle)
         .filter_map(|(field, why)| Some(format!("--{}: {why}", field.flag?)))
+        .chain(unknown.map(|why| format!("--ipvs-scheduler: {why}")))
         .collect();
     Ok(Loaded {
         config,
@@ -251,6 +256,19 @@ fn without_effect<'a>(
             Effect::Here(_) => idle(field).or_else(|| field.effect.warning()),
         };
         Some((field, why?))
+    })
+}
+
+/// Said of a scheduler of IPVS that there is none of here, such as lblc.
+fn unknown_scheduler(config: &KubeProxyConfiguration, settings: &Settings) -> Option<String> {
+    let name = &config.ipvs.scheduler;
+    let asked = settings.mode == Mode::Ipvs && !name.is_empty();
+    (asked && settings.scheduler.is_none()).then(|| {
+        format!(
+            "{name:?} is not a scheduler of kube-portal and counts as not set: random, or what \
+             --scheduler says; use {}",
+            scheduler_names()
+        )
     })
 }
 

@@ -8,10 +8,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxy_common::abi::FlowTimeouts;
+use proxy_common::abi::{FlowTimeouts, Scheduler};
 
 use super::{duration::Span, schema::KubeProxyConfiguration};
-use crate::{devices::Source, model::NodePortScope};
+use crate::{
+    devices::Source,
+    model::{NodePortScope, scheduler_named},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -29,6 +32,8 @@ pub struct Settings {
     pub verbosity: u32,
     pub log_format: LogFormat,
     pub mode: Mode,
+    /// How Services are balanced that don't say it. `None`: nothing is said, or nothing that is known.
+    pub scheduler: Option<Scheduler>,
     pub node_ports: NodePortScope,
     pub oom_score_adj: i16,
     pub snat_source: Source,
@@ -85,6 +90,10 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         verbosity: config.logging.verbosity,
         log_format: check.log_format(&config.logging.format),
         mode,
+        scheduler: match mode {
+            Mode::Ipvs => scheduler_named(&config.ipvs.scheduler),
+            Mode::Iptables | Mode::Nftables => None,
+        },
         node_ports: check.node_ports(&config.node_port_addresses),
         oom_score_adj: check.oom_score_adj(config.oom_score_adj),
         snat_source: match (mode, config.iptables.snat_node_internal_ip) {

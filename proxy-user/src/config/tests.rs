@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::Parser;
-use proxy_common::abi::FlowTimeouts;
+use proxy_common::abi::{FlowTimeouts, Scheduler};
 use tempfile::TempDir;
 
 use super::{settings::Mode, *};
@@ -224,7 +224,6 @@ fn fields_of_old_versions_are_passed_over_with_a_line_each() {
             "ipvs.masqueradeAll",
             "udpIdleTimeout",
             "ipvs.minSyncPeriod",
-            "ipvs.scheduler",
             "ipvs.strictARP",
             "clusterCIDR",
             "nodePortAddresses"
@@ -402,6 +401,61 @@ fn the_sync_period_is_that_of_the_mode() {
             [format!("{flag}: is not read in mode {mode}")]
         );
     }
+}
+
+#[test]
+fn the_scheduler_of_ipvs_counts_in_its_mode_and_by_its_names() {
+    let asked = |mode: &str, name: &str| {
+        let from_file = file(&format!("{HEAD}mode: {mode}\nipvs: {{scheduler: {name}}}"));
+        let words = [
+            format!("--proxy-mode={mode}"),
+            format!("--ipvs-scheduler={name}"),
+        ];
+        let by_flags = with_flags(&words.each_ref().map(String::as_str)).unwrap();
+        assert_eq!(from_file.settings.scheduler, by_flags.settings.scheduler);
+        let warned = |loaded: &Loaded| {
+            let lines = loaded.warnings.iter();
+            lines
+                .filter(|line| line.contains("scheduler"))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(warned(&from_file).len(), warned(&by_flags).len());
+        (by_flags.settings.scheduler, warned(&by_flags))
+    };
+    for (name, scheduler) in [
+        ("rr", Scheduler::RoundRobin),
+        ("wrr", Scheduler::RoundRobin),
+        ("wlc", Scheduler::LeastConnections),
+        ("sh", Scheduler::SourceHash),
+        ("dh", Scheduler::DestinationHash),
+        ("sed", Scheduler::ShortestDelay),
+        ("nq", Scheduler::NeverQueue),
+        ("mh", Scheduler::Maglev),
+    ] {
+        assert_eq!(asked("ipvs", name), (Some(scheduler), vec![]), "{name}");
+    }
+    let blank = with_flags(&["--proxy-mode=ipvs", "--ipvs-scheduler="]).unwrap();
+    assert_eq!(blank.settings.scheduler, None);
+    assert!(!warned(&blank).contains(&"--ipvs-scheduler"));
+    assert_eq!(
+        asked("ipvs", "lblc"),
+        (
+            None,
+            vec![
+                "--ipvs-scheduler: \"lblc\" is not a scheduler of kube-portal and counts as not set: \
+                 random, or what --scheduler says; use random, rr, lc, sh, dh, sed, nq or maglev"
+                    .to_owned()
+            ]
+        )
+    );
+    assert_eq!(
+        asked("nftables", "rr"),
+        (
+            None,
+            vec!["--ipvs-scheduler: is not read in mode nftables".to_owned()]
+        )
+    );
 }
 
 #[test]

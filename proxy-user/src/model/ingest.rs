@@ -6,6 +6,7 @@
 //! [`Problem`]; the rest of its object keeps working.
 
 mod address;
+mod balancing;
 mod node;
 mod problem;
 mod service;
@@ -36,6 +37,13 @@ pub const ANNOTATION_TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trig
 pub const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// The zone of a Node (`pkg/proxy/node.go`).
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+
+/// By which rule a Service is balanced on every node (docs/BALANCING.md).
+pub const ANNOTATION_SCHEDULER: &str = "kube-portal.io/scheduler";
+/// Whether backends of a Service that fail are passed over for a while.
+pub const ANNOTATION_FAILOVER: &str = "kube-portal.io/failover";
+/// How much of a Service's connections which endpoints get.
+pub const ANNOTATION_WEIGHTS: &str = "kube-portal.io/weights";
 
 /// What became of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Pure: folds [`Event`]s into what every Service port should look like on this node.
 
+mod balancing;
 mod claims;
 pub mod ingest;
 mod local;
@@ -10,6 +11,10 @@ pub mod policy;
 mod snapshot;
 mod state;
 
+pub use balancing::{
+    BalancingDefaults, NameHash, ServiceBalancing, WeightKey, Weights, scheduler_named,
+    scheduler_names,
+};
 pub use local::{HealthCheck, LocalState, WithoutLocal};
 pub use node_port::{NodePortScope, ScopeError};
 pub use object::*;

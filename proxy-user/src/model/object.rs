@@ -18,6 +18,8 @@ use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::Protocol;
 use serde::{Deserialize, Serialize};
 
+use super::{NameHash, ServiceBalancing};
+
 /// Namespace and name of an object; printed as `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
@@ -113,6 +115,8 @@ pub struct Service {
     pub affinity_timeout_secs: Option<NonZeroU32>,
     /// Where load balancers ask whether this node has endpoints of the Service.
     pub health_check: Option<HealthCheckPort>,
+    /// Annotations `kube-portal.io/scheduler`, `failover` and `weights`.
+    pub balancing: ServiceBalancing,
 }
 
 impl Service {
@@ -212,6 +216,10 @@ pub struct Endpoint {
     pub serving: bool,
     pub terminating: bool,
     pub node: Option<Arc<str>>,
+    /// Name of the `targetRef`, if that is a pod.
+    pub pod: Option<NameHash>,
+    pub hostname: Option<NameHash>,
+    pub zone: Option<NameHash>,
     /// `hints.forZones[].name`.
     pub zone_hints: Hints,
     /// `hints.forNodes[].name`.

@@ -9,6 +9,7 @@ use super::{
     tests::{endpoint, ip, port, service, slice},
     *,
 };
+use crate::model::WeightKey;
 
 pub(crate) const SERVICES: [&str; 3] = ["a", "b", "c"];
 
@@ -16,6 +17,19 @@ pub(crate) fn pick<T: Clone + std::fmt::Debug + 'static>(
     from: &'static [T],
 ) -> impl Strategy<Value = T> {
     prop::sample::select(from)
+}
+
+/// Of the addresses of [`any_endpoint`].
+fn any_weights() -> impl Strategy<Value = Weights> {
+    let weight = (pick(&["10.0.0.1", "10.0.0.2", "fd00::11", "*"]), 0u16..3);
+    prop::collection::vec(weight, 0..3).prop_map(|given| {
+        let mut weights = Weights::default();
+        for (key, weight) in given {
+            let key = key.parse().map_or(WeightKey::Any, WeightKey::Address);
+            weights.add(key, weight);
+        }
+        weights
+    })
 }
 
 pub(crate) fn any_service() -> impl Strategy<Value = Service> {
@@ -28,6 +42,7 @@ pub(crate) fn any_service() -> impl Strategy<Value = Service> {
         any::<[bool; 4]>(),
         prop::option::of(pick(&["10.0.0.0/8", "192.168.0.0/24", "fd00::/8"])),
         0u32..3,
+        any_weights(),
     )
         .prop_map(
             |(
@@ -38,6 +53,7 @@ pub(crate) fn any_service() -> impl Strategy<Value = Service> {
                 [local, outside_local, two_ports, node_port],
                 range,
                 affinity,
+                weights,
             )| {
                 let ips: Vec<&str> = ips.into_iter().collect();
                 let mut service = service(text, created, &ips);
@@ -55,6 +71,7 @@ pub(crate) fn any_service() -> impl Strategy<Value = Service> {
                         BTreeMap::from([(Family::of(&range.addr()), vec![range])]);
                 }
                 service.affinity_timeout_secs = NonZeroU32::new(affinity);
+                service.balancing.weights = weights;
                 if two_ports {
                     service.ports.push(port("b", 81));
                 }
@@ -334,8 +351,16 @@ impl Account {
             TrafficPolicy::Cluster => cluster,
             TrafficPolicy::Local => local,
         };
+        let has_weight = |at: &&SocketAddr| {
+            let weights = self
+                .services
+                .get(name)
+                .map(|service| &service.balancing.weights);
+            weights.is_none_or(|weights| weights.of(&endpoints[*at]) > 0)
+        };
+        let weighty: BTreeSet<SocketAddr> = list.iter().filter(has_weight).copied().collect();
         if !list.is_empty() {
-            Ok(list)
+            Ok(or_else(weighty, list))
         } else if ready.is_empty() && those(&lasts).is_empty() {
             Err(Empty::Refuse)
         } else {

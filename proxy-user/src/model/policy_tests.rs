@@ -24,6 +24,9 @@ fn endpoint(text: &str) -> Endpoint {
         serving: state.contains('S'),
         terminating: state.contains('T'),
         node: (node != "-").then(|| node.into()),
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: hinted("z").into(),
         node_hints: hinted("h").into(),
     }
@@ -408,6 +411,9 @@ prop_compose! {
             address: Ipv4Addr::new(10, 1, 0, 1).into(),
             ready, serving, terminating,
             node: node.map(Into::into),
+            pod: None,
+            hostname: None,
+            zone: None,
             zone_hints: zones.into_iter().map(Into::into).collect::<Vec<Arc<str>>>().into(),
             node_hints: nodes.into_iter().map(Into::into).collect::<Vec<Arc<str>>>().into(),
         }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     sync::Arc,
 };
 
@@ -12,10 +13,11 @@ use k8s_openapi::jiff::Timestamp;
 use proxy_common::abi::{Empty, FrontendKind, Protocol};
 
 use super::{
-    Balancing, Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind, LocalState, Node,
-    NodePortScope, ObjectName, PortKey, PortSnapshot, Scope, Service, ServicePort, SourceRanges,
-    TrafficPolicy,
+    Balancing, BalancingDefaults, Endpoint, EndpointSlice, Event, Family, FrontendAddress, Kind,
+    LocalState, Node, NodePortScope, ObjectName, PortKey, PortSnapshot, Scope, Service,
+    ServiceBalancing, ServicePort, SourceRanges, TrafficPolicy, Weights,
     claims::{Claim, Claims},
+    ingest::ANNOTATION_WEIGHTS,
     names::Names,
     policy,
 };
@@ -49,6 +51,11 @@ pub enum Note {
         service: ObjectName,
         family: Family,
     },
+    #[error(
+        "Service {service}: {ANNOTATION_WEIGHTS} has 0 for every endpoint that could serve; as there \
+         would be none left, each counts as 1; give one of them another weight"
+    )]
+    NoWeight { service: ObjectName },
 }
 
 /// Everything known of one Service name.
@@ -98,6 +105,7 @@ pub struct Model {
     node: Node,
     /// Takes the place of the Node's address of its family.
     primary_ip: Option<IpAddr>,
+    balancing: BalancingDefaults,
     entries: HashMap<ObjectName, Entry>,
     slice_service: HashMap<ObjectName, ObjectName>,
     claims: Claims,
@@ -143,6 +151,15 @@ impl Model {
         let node = std::mem::take(&mut self.node);
         self.node = self.as_configured(node);
         self.select_node_port_ips();
+        self
+    }
+
+    /// With another balancing of the Services that don't say it themselves.
+    pub fn with_balancing(mut self, balancing: BalancingDefaults) -> Self {
+        if balancing != self.balancing {
+            self.balancing = balancing;
+            self.touched.extend(self.entries.keys().cloned());
+        }
         self
     }
 
@@ -488,6 +505,7 @@ impl Model {
             node: &self.node,
             local_ips: &self.local_ips,
             node_port_ips: &self.node_port_ips,
+            balancing: self.balancing,
         };
         let (snapshots, notes) = snapshots(name, entry, &self.claims, &here);
         self.notes.extend(
@@ -515,6 +533,7 @@ struct Here<'a> {
     node: &'a Node,
     local_ips: &'a [IpAddr],
     node_port_ips: &'a [IpAddr],
+    balancing: BalancingDefaults,
 }
 
 impl Here<'_> {
@@ -602,6 +621,7 @@ fn snapshots(
                 owned,
                 &entry.slices,
                 here,
+                &mut notes,
             ));
         }
     }
@@ -680,6 +700,28 @@ fn claims_of(service: &Service, node_port_ips: &[IpAddr]) -> Vec<(FrontendAddres
     claims
 }
 
+/// A list of endpoints. Both in its order.
+struct Weighed {
+    chosen: Vec<(usize, NonZeroU16)>,
+    /// Those of weight 0.
+    drained: Vec<usize>,
+}
+
+/// `None`: all of them have weight 0.
+fn weighed(weights: &Weights, list: &[usize], endpoints: &[&Endpoint]) -> Option<Weighed> {
+    let mut weighed = Weighed {
+        chosen: Vec::with_capacity(list.len()),
+        drained: Vec::new(),
+    };
+    for &i in list {
+        match NonZeroU16::new(weights.of(endpoints[i])) {
+            Some(weight) => weighed.chosen.push((i, weight)),
+            None => weighed.drained.push(i),
+        }
+    }
+    (!weighed.chosen.is_empty() || list.is_empty()).then_some(weighed)
+}
+
 /// One snapshot for each list of endpoints that somebody asks for: those of the whole cluster, and
 /// those of this node.
 fn port_snapshots(
@@ -689,6 +731,7 @@ fn port_snapshots(
     frontends: Vec<(FrontendAddress, FrontendKind)>,
     slices: &[EndpointSlice],
     here: &Here<'_>,
+    notes: &mut Vec<Note>,
 ) -> Vec<PortSnapshot> {
     let merged = merge(slices, &port.name, port.protocol, family);
     let endpoints: Vec<&Endpoint> = merged.values().copied().collect();
@@ -699,12 +742,35 @@ fn port_snapshots(
         externally_accessible: service.is_externally_accessible(port),
     };
     let choice = policy::categorize(&endpoints, &policies, here.node);
-    let snapshot = |scope: Scope, frontends, list: &[usize]| {
-        let chosen: Vec<SocketAddr> = list.iter().map(|&i| addresses[i]).collect();
+    let ServiceBalancing {
+        scheduler,
+        fails_over,
+        weights,
+    } = &service.balancing;
+    let mut snapshot = |scope: Scope, frontends, list: &[usize]| {
+        let list = weighed(weights, list, &endpoints).unwrap_or_else(|| {
+            let note = Note::NoWeight {
+                service: service.name.clone(),
+            };
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+            Weighed {
+                chosen: list.iter().map(|&i| (i, NonZeroU16::MIN)).collect(),
+                drained: Vec::new(),
+            }
+        });
+        let chosen: Vec<SocketAddr> = list.chosen.iter().map(|&(i, _)| addresses[i]).collect();
+        let keeps = |i: usize| endpoints[i].serving || list.drained.binary_search(&i).is_ok();
         let kept: Vec<SocketAddr> = (0..endpoints.len())
-            .filter(|&i| endpoints[i].serving && chosen.binary_search(&addresses[i]).is_err())
+            .filter(|&i| chosen.binary_search(&addresses[i]).is_err() && keeps(i))
             .map(|i| addresses[i])
             .collect();
+        let other_weights = list
+            .chosen
+            .iter()
+            .filter(|(_, weight)| *weight != NonZeroU16::MIN)
+            .map(|&(i, weight)| (addresses[i], weight));
         let local = chosen
             .iter()
             .chain(&kept)
@@ -731,7 +797,13 @@ fn port_snapshots(
             outside_is_local: false,
             source_ranges: None,
             affinity_timeout_secs: service.affinity_timeout_secs,
-            balancing: Balancing::default(),
+            balancing: Balancing {
+                scheduler: scheduler.unwrap_or(here.balancing.scheduler),
+                // Only TCP tells who doesn't answer.
+                fails_over: port.protocol == Protocol::Tcp
+                    && fails_over.unwrap_or(here.balancing.fails_over),
+                weights: other_weights.collect(),
+            },
         }
     };
     let (internal, external): (Vec<_>, Vec<_>) = frontends

@@ -1,7 +1,7 @@
-use std::num::NonZeroU16;
+use proxy_common::abi::Scheduler;
 
 use super::*;
-use crate::model::SlicePort;
+use crate::model::{NameHash, SlicePort, WeightKey};
 
 pub(super) fn name(text: &str) -> ObjectName {
     ObjectName::new("ns", text)
@@ -33,6 +33,7 @@ pub(super) fn service(text: &str, created_secs: i64, ips: &[&str]) -> Service {
         external_policy: TrafficPolicy::Cluster,
         health_check: None,
         affinity_timeout_secs: None,
+        balancing: Default::default(),
     }
 }
 
@@ -43,6 +44,9 @@ pub(super) fn endpoint(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: None,
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: Default::default(),
         node_hints: Default::default(),
     }
@@ -510,4 +514,192 @@ fn half_of_the_first_list_of_service_cidrs_is_not_told() {
     model.apply(Event::Listed(Kind::ServiceCidr));
     assert_eq!(model.take_service_nets(), Some(BTreeSet::new()));
     assert!(!model.is_ready());
+}
+
+fn weights(given: &[(&str, u16)]) -> Weights {
+    let mut weights = Weights::default();
+    for (key, weight) in given {
+        let key = key.parse().map_or(WeightKey::Any, WeightKey::Address);
+        assert!(weights.add(key, *weight));
+    }
+    weights
+}
+
+/// Service `a` with endpoints 10.0.0.1 to 3, balanced like this.
+fn balanced(balancing: ServiceBalancing) -> Model {
+    let service = Service {
+        balancing,
+        ..service("a", 0, &["10.96.0.1"])
+    };
+    model([
+        Event::ServiceApplied(service),
+        Event::SliceApplied(slice("s", "a", &["10.0.0.1", "10.0.0.2", "10.0.0.3"])),
+    ])
+}
+
+fn weighing(given: &[(&str, u16)]) -> Model {
+    balanced(ServiceBalancing {
+        weights: weights(given),
+        ..ServiceBalancing::default()
+    })
+}
+
+fn only_port(model: &mut Model) -> PortSnapshot {
+    let mut ports = model.desired(&name("a"));
+    assert_eq!(ports.len(), 1, "{ports:?}");
+    ports.remove(0)
+}
+
+fn sockets(texts: &[&str]) -> Vec<SocketAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_a_service_says_of_its_balancing_comes_before_what_the_node_says() {
+    let node = BalancingDefaults {
+        scheduler: Scheduler::RoundRobin,
+        fails_over: false,
+    };
+    let found = |service: ServiceBalancing, node| {
+        let balancing = only_port(&mut balanced(service).with_balancing(node)).balancing;
+        (balancing.scheduler, balancing.fails_over)
+    };
+    let silent = ServiceBalancing::default;
+    assert_eq!(
+        found(silent(), BalancingDefaults::default()),
+        (Scheduler::Random, true)
+    );
+    assert_eq!(found(silent(), node), (Scheduler::RoundRobin, false));
+    let says = ServiceBalancing {
+        scheduler: Some(Scheduler::Maglev),
+        fails_over: Some(true),
+        ..silent()
+    };
+    assert_eq!(found(says, node), (Scheduler::Maglev, true));
+}
+
+#[test]
+fn only_tcp_fails_over() {
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        let mut asked = service("a", 0, &["10.96.0.1"]);
+        asked.ports[0].protocol = protocol;
+        asked.balancing.fails_over = Some(true);
+        let port = only_port(&mut model([Event::ServiceApplied(asked)]));
+        assert_eq!(port.balancing.fails_over, protocol == Protocol::Tcp);
+    }
+}
+
+#[test]
+fn weights_other_than_1_are_told_by_address() {
+    let mut model = weighing(&[("10.0.0.1", 3), ("10.0.0.2", 1), ("10.9.9.9", 7)]);
+    let port = only_port(&mut model);
+    assert_eq!(
+        port.chosen,
+        sockets(&["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"])
+    );
+    let expected = [(
+        "10.0.0.1:8080".parse().unwrap(),
+        NonZeroU16::new(3).unwrap(),
+    )];
+    assert_eq!(port.balancing.weights, expected.into());
+    // The endpoint that is not there may come.
+    assert_eq!(model.take_notes(), []);
+}
+
+#[test]
+fn an_endpoint_of_weight_0_gets_no_new_connections_and_keeps_its_own() {
+    let mut model = weighing(&[("10.0.0.2", 0), ("*", 2)]);
+    let port = only_port(&mut model);
+    assert_eq!(port.chosen, sockets(&["10.0.0.1:8080", "10.0.0.3:8080"]));
+    assert_eq!(port.kept, sockets(&["10.0.0.2:8080"]));
+    let weighted: Vec<_> = port.balancing.weights.keys().copied().collect();
+    assert_eq!(weighted, port.chosen);
+    assert_eq!(port.empty, Empty::Drop);
+    assert_eq!(model.take_notes(), []);
+    // Also one that takes connections and says that it doesn't serve.
+    let mut odd = slice("s", "a", &["10.0.0.1", "10.0.0.2"]);
+    odd.endpoints[1].serving = false;
+    model.apply(Event::SliceApplied(odd));
+    assert_eq!(only_port(&mut model).kept, sockets(&["10.0.0.2:8080"]));
+}
+
+#[test]
+fn weights_never_leave_a_service_without_endpoints() {
+    let mut model = weighing(&[("*", 0)]);
+    let port = only_port(&mut model);
+    assert_eq!(port.chosen.len(), 3);
+    assert_eq!((port.kept, port.balancing.weights), Default::default());
+    let notes = model.take_notes();
+    assert_eq!(notes, [Note::NoWeight { service: name("a") }]);
+    assert_eq!(
+        notes[0].to_string(),
+        "Service ns/a: kube-portal.io/weights has 0 for every endpoint that could serve; as there \
+         would be none left, each counts as 1; give one of them another weight"
+    );
+    // It is said once while it lasts.
+    only_port(&mut model);
+    assert_eq!(model.take_notes(), []);
+    // Without any endpoint it is not the weights' doing.
+    model.apply(Event::SliceGone(name("s")));
+    only_port(&mut model);
+    assert_eq!(model.take_notes(), []);
+}
+
+/// What is left over for nodes that have no other is not left to nobody either.
+#[test]
+fn each_list_of_a_service_is_weighed_by_itself() {
+    let mut asked = service("a", 0, &["10.96.0.1"]);
+    asked.ports[0].node_port = NonZeroU16::new(30080);
+    asked.external_policy = TrafficPolicy::Local;
+    asked.balancing.weights = weights(&[("10.0.0.1", 0), ("10.0.0.2", 5)]);
+    let mut here = slice("s", "a", &["10.0.0.1", "10.0.0.2"]);
+    here.endpoints[0].node = Some("n1".into());
+    let node = Node {
+        name: "n1".into(),
+        ..Node::default()
+    };
+    let mut model = Model::new(node, NodePortScope::Primary);
+    for event in [
+        Event::LocalAddresses(vec![ip("192.168.0.2")]),
+        Event::ServiceApplied(asked),
+        Event::SliceApplied(here),
+    ] {
+        model.apply(event);
+    }
+    let ports = model.desired(&name("a"));
+    let of = |scope| ports.iter().find(|port| port.key.scope == scope).unwrap();
+    assert_eq!(of(Scope::Cluster).chosen, sockets(&["10.0.0.2:8080"]));
+    assert_eq!(of(Scope::Cluster).kept, sockets(&["10.0.0.1:8080"]));
+    assert_eq!(of(Scope::Local).chosen, sockets(&["10.0.0.1:8080"]));
+    assert_eq!(model.take_notes(), [Note::NoWeight { service: name("a") }]);
+}
+
+#[test]
+fn another_balancing_is_planned_again() {
+    let mut model = balanced(ServiceBalancing::default());
+    model.take_touched();
+    let mut changed = service("a", 0, &["10.96.0.1"]);
+    model.apply(Event::ServiceApplied(changed.clone()));
+    assert!(!model.is_touched());
+    for change in [
+        |balancing: &mut ServiceBalancing| balancing.scheduler = Some(Scheduler::Random),
+        |balancing: &mut ServiceBalancing| balancing.fails_over = Some(true),
+        |balancing: &mut ServiceBalancing| balancing.weights = weights(&[("*", 0)]),
+    ] {
+        change(&mut changed.balancing);
+        model.apply(Event::ServiceApplied(changed.clone()));
+        assert_eq!(model.take_touched(), [name("a")].into());
+    }
+    // A pod of another name at the same address may have another weight.
+    let mut renamed = slice("s", "a", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    renamed.endpoints[0].pod = Some(NameHash::of("web-0"));
+    model.apply(Event::SliceApplied(renamed));
+    assert_eq!(model.take_touched(), [name("a")].into());
+    let same = model.with_balancing(BalancingDefaults::default());
+    assert!(!same.is_touched());
+    let mut other = same.with_balancing(BalancingDefaults {
+        scheduler: Scheduler::RoundRobin,
+        ..BalancingDefaults::default()
+    });
+    assert_eq!(other.take_touched(), [name("a")].into());
 }

@@ -14,6 +14,7 @@ pub(super) struct File {
     pub(super) addresses: Vec<String>,
     #[serde(default)]
     pub(super) node_port_addresses: Vec<String>,
+    pub(super) scheduler: Option<String>,
     pub(super) steps: Vec<Step>,
 }
 

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use proxy_common::{
     abi::{Addr, Counter, Device, Protocol, SockAddr},
     datapath::{
@@ -18,7 +18,10 @@ use proxy_common::{
 };
 use proxy_user::{
     maps::{Capacity, MapStore as _, fake::FakeStore},
-    model::{Event, Family, FrontendAddress, Model, Node, NodePortScope},
+    model::{
+        BalancingDefaults, Event, Family, FrontendAddress, Model, Node, NodePortScope,
+        scheduler_named,
+    },
     plan::Planner,
     sync::Syncer,
 };
@@ -52,10 +55,20 @@ const KEPT_PORTS: u16 = 50_000;
 pub(super) struct Site {
     addresses: Vec<IpAddr>,
     node_ports: NodePortScope,
+    balancing: BalancingDefaults,
 }
 
 impl Site {
-    pub(super) fn new(addresses: &[String], node_ports: &[String]) -> Result<Self> {
+    pub(super) fn new(
+        addresses: &[String],
+        node_ports: &[String],
+        scheduler: Option<&str>,
+    ) -> Result<Self> {
+        let mut balancing = BalancingDefaults::default();
+        if let Some(name) = scheduler {
+            balancing.scheduler =
+                scheduler_named(name).with_context(|| format!("{name:?} is not a scheduler"))?;
+        }
         let mut ips = addresses
             .iter()
             .map(|text| Ok(text.parse()?))
@@ -69,6 +82,7 @@ impl Site {
         Ok(Self {
             addresses: ips,
             node_ports: NodePortScope::parse(node_ports)?,
+            balancing,
         })
     }
 
@@ -361,7 +375,9 @@ fn start(store: FakeStore, site: &Site, cluster: &Cluster) -> Result<Syncer<Fake
         name: NODE.into(),
         ..Node::default()
     };
-    let model = Model::new(node, site.node_ports.clone()).that_waits_for_its_node();
+    let model = Model::new(node, site.node_ports.clone())
+        .with_balancing(site.balancing)
+        .that_waits_for_its_node();
     let planner = Planner::adopt(store.capacity(), &store.observe()?);
     let mut syncer = Syncer::new(model, planner, store);
     syncer.apply(Event::LocalAddresses(site.addresses.clone()));

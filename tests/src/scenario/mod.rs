@@ -5,6 +5,7 @@
 //! rows: [E3]                    # of the specification; may be left out
 //! addresses: [192.168.0.2]      # of this node's devices, if they are others than usual
 //! nodePortAddresses: [primary]  # the agent's flag
+//! scheduler: rr                 # the same
 //! steps:
 //! - when: a sentence that says what is different now
 //!   apply: [manifests]          # whole objects
@@ -53,7 +54,11 @@ pub fn play(path: &Path) -> Result<()> {
 /// Plays the text of a file.
 pub fn play_text(text: &str) -> Result<()> {
     let file = File::parse(text)?;
-    let site = Site::new(&file.addresses, &file.node_port_addresses)?;
+    let site = Site::new(
+        &file.addresses,
+        &file.node_port_addresses,
+        file.scheduler.as_deref(),
+    )?;
     let mut play = Play::new(&file, &site)?;
     for (number, (step, expected)) in file.steps.iter().zip(&play.expected.clone()).enumerate() {
         play.step(step, expected)

@@ -24,7 +24,7 @@ pub(super) fn usable_address(text: &str) -> Result<IpAddr, Reason> {
 
 /// Accepts what `k8s.io/utils/net.ParseIPSloppy` accepts of old objects: IPv4 octets with leading
 /// zeros, read as decimal. IPv4-mapped IPv6 is IPv4, as in Go.
-fn parse_sloppy(text: &str) -> Option<IpAddr> {
+pub(super) fn parse_sloppy(text: &str) -> Option<IpAddr> {
     if !text.contains(':') {
         return parse_v4_sloppy(text).map(IpAddr::V4);
     }

@@ -67,6 +67,20 @@ pub enum Reason {
     DuplicatePort(u16),
     #[error("{0:?} is not a value that this field has")]
     UnknownValue(String),
+    #[error("{0:?} is not a scheduler")]
+    UnknownScheduler(String),
+    #[error("{0:?} is neither \"true\" nor \"false\"")]
+    NotABool(String),
+    #[error("{first:?}{} is no weight of endpoints", others(*.more))]
+    NotWeights { first: String, more: usize },
+}
+
+/// How many more entries than the one that is named.
+fn others(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(" (and {count} more)"),
+    }
 }
 
 /// Addresses with a meaning of their own. As backends they would let a Service reach what only the
@@ -109,6 +123,13 @@ impl Reason {
             Self::DuplicatePortName(_) => "give each port a name of its own",
             Self::DuplicatePort(_) => "keep one port for each number and protocol",
             Self::UnknownValue(_) => "correct the spelling, or upgrade kube-portal",
+            Self::UnknownScheduler(_) => {
+                "use random, rr, lc, sh, dh, sed, nq or maglev; until then it is the node's own (--scheduler)"
+            }
+            Self::NotABool(_) => "use one of them; until then it is the node's own (--failover)",
+            Self::NotWeights { .. } => {
+                "write KEY=WEIGHT, each key once: a pod's name, a hostname, an address, node/NAME, zone/NAME or *, and 0 to 1000; the other entries count"
+            }
         }
     }
 }

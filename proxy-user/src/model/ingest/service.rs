@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use proxy_common::abi::Protocol;
 
-use super::{Ingested, LABEL_PROXY_NAME, Problems, Reason, address, has_label, object_name};
+use super::{
+    Ingested, LABEL_PROXY_NAME, Problems, Reason, address, balancing, has_label, object_name,
+};
 use crate::{
     hash::HashSet,
     model::{Event, Family, HealthCheckPort, Service, ServicePort, TrafficPolicy},
@@ -86,6 +88,7 @@ pub fn service(service: core::Service) -> Ingested {
             spec.session_affinity_config,
             &mut problems,
         ),
+        balancing: balancing::balancing(&service.metadata, &mut problems),
         name,
     };
     Ingested {

@@ -1,8 +1,12 @@
 use proptest::prelude::*;
+use proxy_common::abi::Scheduler;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::ObjectName;
+use crate::model::{
+    ObjectName, ServiceBalancing, WeightKey, Weights,
+    ingest::{ANNOTATION_FAILOVER, ANNOTATION_SCHEDULER, ANNOTATION_WEIGHTS},
+};
 
 /// A valid Service with `patch` merged into it.
 fn with(patch: Value) -> Value {
@@ -83,6 +87,7 @@ fn a_plain_service_arrives_with_its_defaults() {
             external_policy: TrafficPolicy::Cluster,
             health_check: None,
             affinity_timeout_secs: None,
+            balancing: Default::default(),
         }
     );
 }
@@ -134,6 +139,28 @@ fn w8_fields_that_kube_proxy_never_reads_change_nothing() {
     })));
     assert_eq!(problems, [""; 0]);
     assert_eq!(service, plain);
+}
+
+#[test]
+fn its_annotations_say_how_it_is_balanced() {
+    let (plain, _) = applied(with(json!({})));
+    let (service, problems) = applied(with(json!({"metadata": {"annotations": {
+        ANNOTATION_SCHEDULER: "lc", ANNOTATION_FAILOVER: "perhaps", ANNOTATION_WEIGHTS: "*=2",
+    }}})));
+    let mut weights = Weights::default();
+    weights.add(WeightKey::Any, 2);
+    let balancing = ServiceBalancing {
+        scheduler: Some(Scheduler::LeastConnections),
+        fails_over: None,
+        weights,
+    };
+    assert_eq!(service, Service { balancing, ..plain });
+    assert_eq!(
+        problems,
+        [
+            "Service ns/svc: metadata.annotations[kube-portal.io/failover]: \"perhaps\" is neither \"true\" nor \"false\"; use one of them; until then it is the node's own (--failover)"
+        ]
+    );
 }
 
 #[test]
@@ -437,10 +464,11 @@ prop_compose! {
         ips in prop::collection::vec(text().prop_map(|v| if v.is_null() { "".into() } else { v }), 0..4),
         ports in prop::collection::vec(any_port(), 0..4),
         internal in text(), external in text(), lb in text(), mode in text(),
-        affinity in text(), timeout in number(),
+        affinity in text(), timeout in number(), annotation in ".{0,12}",
     ) -> Value {
         json!({
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": {"name": name, "namespace": namespace, "annotations": {
+                ANNOTATION_SCHEDULER: annotation, ANNOTATION_FAILOVER: annotation, ANNOTATION_WEIGHTS: annotation}},
             "spec": {"type": type_, "clusterIP": ip, "clusterIPs": ips, "externalIPs": ips, "ports": ports,
                 "loadBalancerSourceRanges": ips, "internalTrafficPolicy": internal, "externalTrafficPolicy": external,
                 "sessionAffinity": affinity, "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout}}},

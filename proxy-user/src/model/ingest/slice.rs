@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     hash::HashSet,
-    model::{Endpoint, EndpointSlice, Event, Family, Hints, ObjectName, SlicePort},
+    model::{Endpoint, EndpointSlice, Event, Family, Hints, NameHash, ObjectName, SlicePort},
 };
 
 const KIND: &str = "EndpointSlice";
@@ -157,11 +157,22 @@ fn endpoints(
                 .node_name
                 .filter(|node| !node.is_empty())
                 .map(Into::into),
+            pod: endpoint
+                .target_ref
+                .filter(|target| target.kind.as_deref() == Some("Pod"))
+                .and_then(|target| hash(target.name)),
+            hostname: hash(endpoint.hostname),
+            zone: hash(endpoint.zone),
             zone_hints: names(hints.for_zones.unwrap_or_default(), |zone| zone.name),
             node_hints: names(hints.for_nodes.unwrap_or_default(), |node| node.name),
         });
     }
     kept
+}
+
+fn hash(name: Option<String>) -> Option<NameHash> {
+    name.filter(|name| !name.is_empty())
+        .map(|name| NameHash::of(&name))
 }
 
 fn names<T>(hints: Vec<T>, name: impl Fn(T) -> String) -> Hints {

@@ -46,6 +46,9 @@ fn endpoint(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: None,
+        pod: None,
+        hostname: None,
+        zone: None,
         zone_hints: Default::default(),
         node_hints: Default::default(),
     }
@@ -204,6 +207,31 @@ fn hints_are_kept() {
         ..endpoint("10.1.0.1")
     };
     assert_eq!(slice.endpoints, [hinted]);
+}
+
+#[test]
+fn what_weights_go_by_is_kept() {
+    let (slice, _) = of_service(
+        "IPv4",
+        json!([]),
+        json!([
+            {"addresses": ["10.1.0.1"], "targetRef": {"kind": "Pod", "name": "web-0"},
+                "hostname": "first", "nodeName": "n1", "zone": "a"},
+            {"addresses": ["10.1.0.2"], "targetRef": {"kind": "VirtualMachine", "name": "web-1"}},
+            {"addresses": ["10.1.0.3"], "targetRef": {"kind": "Pod"}, "hostname": "", "zone": ""},
+        ]),
+    );
+    let named = Endpoint {
+        node: Some("n1".into()),
+        pod: Some(NameHash::of("web-0")),
+        hostname: Some(NameHash::of("first")),
+        zone: Some(NameHash::of("a")),
+        ..endpoint("10.1.0.1")
+    };
+    assert_eq!(
+        slice.endpoints,
+        [named, endpoint("10.1.0.2"), endpoint("10.1.0.3")]
+    );
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What is read of an object: only what `ingest` asks for. The rest of the text is passed over, so it
-//! never takes memory: managed fields, owners and references to pods are most of what a server sends.
+//! never takes memory: managed fields, owners and all but the names of pods are most of what a server sends.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -14,7 +14,8 @@ use serde::{
 };
 
 use crate::model::ingest::{
-    ANNOTATION_TRIGGERED, LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, LABEL_ZONE,
+    ANNOTATION_FAILOVER, ANNOTATION_SCHEDULER, ANNOTATION_TRIGGERED, ANNOTATION_WEIGHTS,
+    LABEL_HEADLESS, LABEL_PROXY_NAME, LABEL_SERVICE_NAME, LABEL_ZONE,
 };
 
 /// An object of the API, and its part that is read.
@@ -23,8 +24,11 @@ pub(super) trait Stripped: Resource<DynamicType = ()> + Sized {
 }
 
 /// The labels and annotations that mean something to us.
-const KEPT: [&str; 5] = [
+const KEPT: [&str; 8] = [
+    ANNOTATION_FAILOVER,
+    ANNOTATION_SCHEDULER,
     ANNOTATION_TRIGGERED,
+    ANNOTATION_WEIGHTS,
     LABEL_HEADLESS,
     LABEL_PROXY_NAME,
     LABEL_SERVICE_NAME,
@@ -172,8 +176,18 @@ pub(super) struct EndpointSlice {
 struct Endpoint {
     addresses: Option<Vec<String>>,
     conditions: Option<discovery::EndpointConditions>,
+    hostname: Option<String>,
     node_name: Option<String>,
+    target_ref: Option<TargetRef>,
+    zone: Option<String>,
     hints: Option<discovery::EndpointHints>,
+}
+
+/// Its uid and the rest are never asked for.
+#[derive(Debug, Deserialize)]
+struct TargetRef {
+    kind: Option<String>,
+    name: Option<String>,
 }
 
 impl Stripped for discovery::EndpointSlice {
@@ -197,9 +211,75 @@ impl From<Endpoint> for discovery::Endpoint {
         Self {
             addresses: read.addresses.unwrap_or_default(),
             conditions: read.conditions,
+            hostname: read.hostname,
             node_name: read.node_name,
+            target_ref: read.target_ref.map(|target| core::ObjectReference {
+                kind: target.kind,
+                name: target.name,
+                ..core::ObjectReference::default()
+            }),
+            zone: read.zone,
             hints: read.hints,
             ..Self::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::ingest;
+
+    /// By way of what is read, and with all there is.
+    fn both<K: Stripped + DeserializeOwned>(object: &Value) -> [K; 2] {
+        let read: K::Read = serde_json::from_str(&object.to_string()).expect("readable");
+        let whole = serde_json::from_value(object.clone()).expect("an object");
+        [read.into(), whole]
+    }
+
+    #[test]
+    fn all_that_says_how_a_service_is_balanced_is_read() {
+        let object = json!({
+            "metadata": {"namespace": "ns", "name": "web", "annotations": {
+                "kube-portal.io/scheduler": "lc", "kube-portal.io/failover": "false",
+                "kube-portal.io/weights": "web-0=2", "other": "x"}},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+        });
+        let [read, whole] = both::<core::Service>(&object).map(ingest::service);
+        assert_eq!(read, whole);
+        let balanced = format!("{read:?}");
+        assert!(
+            balanced.contains("scheduler: Some(LeastConnections)"),
+            "{balanced}"
+        );
+        assert!(balanced.contains("fails_over: Some(false)"), "{balanced}");
+
+        let named = |patch: Value| {
+            let mut endpoint = json!({"addresses": ["10.0.0.1"]});
+            for (key, value) in patch.as_object().expect("an object") {
+                endpoint[key] = value.clone();
+            }
+            let object = json!({
+                "metadata": {"namespace": "ns", "name": "web-1",
+                    "labels": {LABEL_SERVICE_NAME: "web"}},
+                "addressType": "IPv4", "ports": [], "endpoints": [endpoint],
+            });
+            let [read, whole] = both::<discovery::EndpointSlice>(&object).map(ingest::slice);
+            assert_eq!(read, whole, "{object}");
+            read
+        };
+        let plain = named(json!({}));
+        for patch in [
+            json!({"targetRef": {"kind": "Pod", "name": "web-0", "uid": "u"}}),
+            json!({"hostname": "first"}),
+            json!({"nodeName": "big-1"}),
+            json!({"zone": "eu-a"}),
+        ] {
+            assert_ne!(named(patch.clone()), plain, "{patch}");
+        }
+        let other = json!({"targetRef": {"kind": "Node", "name": "web-0"}});
+        assert_eq!(named(other), plain);
     }
 }
