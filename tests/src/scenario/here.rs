@@ -312,6 +312,7 @@ impl Here {
             Decision::Verdict(verdict) => verdict,
             Decision::Begins => path::begin(&packet, maps, &mut work),
         };
+        path::settle(maps, verdict.counter(), &work);
         (verdict, work)
     }
 
