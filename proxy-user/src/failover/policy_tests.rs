@@ -146,6 +146,19 @@ fn each_time_in_a_row_is_twice_as_long_up_to_five_minutes() {
 }
 
 #[test]
+fn what_failed_while_it_was_out_is_no_new_failure_when_it_is_read_late() {
+    let (mut world, mut policy) = (World::of(2), Policy::default());
+    world.fails(1, FAILURES);
+    world.look(&mut policy);
+    world.wait(9);
+    world.fails(1, 1);
+    world.wait(1);
+    assert_eq!(world.look(&mut policy), []);
+    world.fails(1, 1);
+    assert_eq!(lengths(&world.look(&mut policy)), [(1, 20)]);
+}
+
+#[test]
 fn who_has_answered_for_as_long_as_it_was_out_begins_anew() {
     for (answers_for, then) in [(19, 40), (20, 10)] {
         let (mut world, mut policy) = (World::of(2), Policy::default());
@@ -248,18 +261,24 @@ fn who_leaves_or_whose_service_does_without_is_cleared() {
 
 #[test]
 fn an_id_that_is_given_to_another_endpoint_begins_anew() {
-    let (mut world, mut policy) = (World::of(2), Policy::default());
-    world.fails(1, FAILURES);
-    world.look(&mut policy);
-    world.wait(10);
-    let other = Seen {
-        at: "10.9.9.9:1".parse().unwrap(),
-        ..seen(1)
-    };
-    *world.backend(1) = other;
-    assert_eq!(world.look(&mut policy), []);
-    world.fails(1, FAILURES);
-    assert_eq!(lengths(&world.look(&mut policy)), [(1, 10)]);
+    for has_answered in [false, true] {
+        let (mut world, mut policy) = (World::of(2), Policy::default());
+        world.fails(1, FAILURES);
+        world.look(&mut policy);
+        world.wait(10);
+        if has_answered {
+            world.answers(1);
+            world.look(&mut policy);
+        }
+        let other = Seen {
+            at: "10.9.9.9:1".parse().unwrap(),
+            ..seen(1)
+        };
+        *world.backend(1) = other;
+        assert_eq!(world.look(&mut policy), []);
+        world.fails(1, FAILURES);
+        assert_eq!(lengths(&world.look(&mut policy)), [(1, 10)]);
+    }
 }
 
 #[test]

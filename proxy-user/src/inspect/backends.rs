@@ -81,11 +81,11 @@ impl Row for BackendRow {
         "SERVICE",
         "LIST",
         "STATE",
-        "FAILED",
-        "PASSED-OVER",
         "WHERE",
         "ID",
         "SERVICE-ID",
+        "FAILED",
+        "PASSED-OVER",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -95,12 +95,12 @@ impl Row for BackendRow {
             self.service.clone(),
             self.list.to_owned(),
             if self.chosen { "chosen" } else { "kept" }.to_owned(),
-            self.failures.to_string(),
-            self.passed_over_secs
-                .map_or_else(|| "-".to_owned(), |left| format!("{left}s")),
             if self.local { "here" } else { "elsewhere" }.to_owned(),
             self.id.to_string(),
             self.service_id.to_string(),
+            self.failures.to_string(),
+            self.passed_over_secs
+                .map_or_else(|| "-".to_owned(), |left| format!("{left}s")),
         ]
     }
 }
@@ -125,10 +125,10 @@ mod tests {
         assert_eq!(
             text(&rows),
             [
-                "10.1.1.2:8080 TCP default/web:http cluster chosen 2 - here 1 1",
-                "10.1.1.2:8080 TCP default/web:http node chosen 0 - here 4 2",
-                "10.1.2.2:8080 TCP default/web:http cluster chosen 3 7s elsewhere 2 1",
-                "10.1.2.3:8080 TCP default/web:http cluster kept 0 - elsewhere 3 1",
+                "10.1.1.2:8080 TCP default/web:http cluster chosen here 1 1 2 -",
+                "10.1.1.2:8080 TCP default/web:http node chosen here 4 2 0 -",
+                "10.1.2.2:8080 TCP default/web:http cluster chosen elsewhere 2 1 3 7s",
+                "10.1.2.3:8080 TCP default/web:http cluster kept elsewhere 3 1 0 -",
             ]
         );
     }
