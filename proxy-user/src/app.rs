@@ -22,7 +22,7 @@ use crate::{
     control,
     devices::{self, Choice, Facts},
     events::Events,
-    expiry,
+    expiry, failover,
     keeper::{Inputs, Keeper},
     loader::{
         self, Claim, Cleaned, Features, Fixed, Loaded, Mechanism, PinError, Pins, Programs, Sizes,
@@ -164,6 +164,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         pins: pins.clone(),
         programs: loaded.programs(),
     });
+    failover::start(&pins, Arc::clone(&view), surfaces.failover())?;
     let requests =
         control::listen(&pins.directory(), &config.surfaces.configz).map_err(|source| {
             CliError::Io {

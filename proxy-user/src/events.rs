@@ -15,6 +15,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     audit::Audited,
+    failover::{News, Reason},
     model::{HealthCheck, Note, ObjectName},
     sync::Outcome,
 };
@@ -107,6 +108,22 @@ impl Notice {
             audited.drift.first().map_or("", String::as_str)
         );
         Self::about(about_node(node), "MapsRepaired", "Audit", note)
+    }
+
+    /// A backend of a Service fails, or no longer does; `None` if that is no matter for the cluster.
+    pub(crate) fn failover(node: &str, news: &News) -> Option<Self> {
+        let reason = news.reason()?;
+        let word = match reason {
+            Reason::PassedOver => "BackendPassedOver",
+            Reason::Kept => "BackendNotPassedOver",
+            Reason::Returned => "BackendReturned",
+        };
+        let note = format!("node {node}: {news}");
+        let mut notice = Self::warning(&news.service()?, word, "FailOver", note);
+        if reason == Reason::Returned {
+            notice.type_ = EventType::Normal;
+        }
+        Some(notice)
     }
 
     fn warning(
@@ -427,7 +444,7 @@ mod tests {
                 text.starts_with(|c: char| c.is_ascii_uppercase())
                     && text.chars().all(|c| c.is_ascii_alphabetic())
                     && !["Listen", "Program", "Read", "Audit", "Service", "Node"].contains(text)
-                    && !["EndpointSlice", "StartKubePortal"].contains(text)
+                    && !["EndpointSlice", "StartKubePortal", "FailOver"].contains(text)
             })
             .collect();
         let listed: std::collections::BTreeSet<&str> = page

@@ -11,6 +11,7 @@ pub mod control;
 pub mod devices;
 mod events;
 pub mod expiry;
+pub mod failover;
 mod hash;
 mod health;
 mod inspect;

@@ -38,6 +38,7 @@ pub(crate) use self::{
 use crate::{
     audit::Audited,
     expiry::Filling,
+    failover::{News, Report},
     health::{Moment, ProxyHealth},
     keeper::Attached,
     maps::Capacity,
@@ -73,6 +74,8 @@ pub(crate) struct Metrics {
     entries: Family<Labels, Gauge>,
     capacity: Family<Labels, Gauge>,
     devices: Family<Labels, Gauge>,
+    passed_over: Gauge,
+    ejections: Counter,
 }
 
 /// What the metrics are asked of when they are shown, besides what they are told.
@@ -114,6 +117,8 @@ impl Metrics {
             entries: Family::default(),
             capacity: Family::default(),
             devices: Family::default(),
+            passed_over: Gauge::default(),
+            ejections: Counter::default(),
         };
         // What has not happened yet is 0, not missing.
         for code in ["200", "503"] {
@@ -235,6 +240,16 @@ impl Metrics {
             "devices",
             "Devices of the packet path: those that run its programs, and those that ought to and can't be attached to",
             self.devices.clone(),
+        );
+        ours.register(
+            "backends_passed_over",
+            "Backends that get no new connections for a while, because attempts to connect to them failed",
+            self.passed_over.clone(),
+        );
+        ours.register(
+            "backend_ejections",
+            "How often a backend was passed over for a while",
+            self.ejections.clone(),
         );
         ours.register_collector(Box::new(Healthy(asked.health)));
         ours.register_collector(Box::new(Build));
@@ -361,6 +376,14 @@ impl Metrics {
 
     pub(crate) fn asked_livez(&self, status: StatusCode) {
         self.livez.get_or_create(&code(status)).inc();
+    }
+
+    /// Of a look at backends that failed.
+    pub(crate) fn passed_over(&self, report: &Report) {
+        let now = i64::try_from(report.passed_over).unwrap_or(i64::MAX);
+        self.passed_over.set(now);
+        let new = report.news.iter().filter(|news| News::is_passed_over(news));
+        self.ejections.inc_by(new.count() as u64);
     }
 
     /// Of the packet path's devices.

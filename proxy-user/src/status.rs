@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::{
     cli::output,
     control::State,
+    failover::shown::PassedOver,
     loader::{Hook, OnDevice},
     maps::{Capacity, Observed},
     plan::{address_of, protocol_name},
@@ -33,6 +34,8 @@ pub struct Status {
     /// Devices that run the packet path.
     pub devices: Vec<DeviceStatus>,
     pub frontends: Vec<FrontendStatus>,
+    /// Backends that get no new connections for a while: attempts to connect to them failed.
+    pub(crate) passed_over: Vec<PassedOver>,
     /// ServiceCIDRs: what is dialled there without being a ClusterIP is dropped.
     pub service_nets: Vec<String>,
     pub maps: BTreeMap<&'static str, MapUse>,
@@ -148,6 +151,7 @@ impl Status {
             programs,
             devices: Vec::new(),
             frontends: frontends(observed),
+            passed_over: Vec::new(),
             service_nets: observed
                 .service_nets
                 .iter()
@@ -212,6 +216,10 @@ impl Status {
         self.maps.insert("affinity", map_use(clients, capacity));
     }
 
+    pub(crate) fn set_passed_over(&mut self, passed_over: Vec<PassedOver>) {
+        self.passed_over = passed_over;
+    }
+
     pub fn set_agent(&mut self, state: State) {
         self.agent = Some(state);
     }
@@ -231,6 +239,15 @@ impl Status {
             let _string_is_infallible = writeln!(
                 out,
                 "NOT IN THE MAPS ({} Services):\n{}\n",
+                lines.len(),
+                lines.join("\n")
+            );
+        }
+        if !self.passed_over.is_empty() {
+            let lines: Vec<String> = self.passed_over.iter().map(PassedOver::line).collect();
+            let _string_is_infallible = writeln!(
+                out,
+                "PASSED OVER ({} backends):\n{}\n",
                 lines.len(),
                 lines.join("\n")
             );

@@ -15,6 +15,7 @@ use crate::{
     cli::CliError,
     events::{self, Events, Notice},
     expiry::Filling,
+    failover::Report,
     health::{
         Moment, ProxyHealth,
         listeners::{self, ProxyIsHealthy, Told},
@@ -136,6 +137,21 @@ impl Surfaces {
     pub(crate) fn fillings(&self) -> impl Fn(Filling) + use<> {
         let metrics = self.metrics.clone();
         move |filling| metrics.set_map(filling)
+    }
+
+    /// To be told who is passed over.
+    pub(crate) fn failover(&self) -> impl Fn(Report) + use<> {
+        let metrics = self.metrics.clone();
+        let (events, node) = (self.events.clone(), self.node_name.clone());
+        move |report| {
+            metrics.passed_over(&report);
+            for news in &report.news {
+                log::log!(news.level(), "{news}");
+                if let (Some(events), Some(notice)) = (&events, Notice::failover(&node, news)) {
+                    events.tell(notice);
+                }
+            }
+        }
     }
 
     /// An event is about to be applied.

@@ -66,7 +66,8 @@ pub(super) fn execute(args: &InspectArgs) -> Result<(), CliError> {
             output::print_rows(json, || rows.iter())
         }
         What::Backends(_) => {
-            let rows = backends::rows(&observed()?, &filter);
+            let stats = store.backend_stats()?.into_iter().collect();
+            let rows = backends::rows(&observed()?, &stats, monotonic_ns(), &filter);
             output::print_rows(json, || rows.iter())
         }
         What::Affinity(_) => {

@@ -5,6 +5,8 @@ use proxy_common::abi::map;
 use super::{CliError, PinArgs, output};
 use crate::{
     control::{self, ControlError},
+    expiry::monotonic_ns,
+    failover::shown::passed_over,
     loader::{AffinityMap, FlowMap, PinError, Pins, device_name, on_devices},
     maps::MapStore as _,
     status::Status,
@@ -39,14 +41,17 @@ pub(super) fn execute(args: &StatusArgs) -> Result<(), CliError> {
         source,
     })?;
     let on_devices = super::block_on(on_devices(&pins))?.map_err(CliError::Devices)?;
+    let observed = store.observe()?;
     let mut status = Status::new(
-        &store.observe()?,
+        &observed,
         store.capacity(),
         store.socket_use(),
         &store.counters()?,
         pins.linked_programs(),
     );
     status.set_packet_path(&on_devices, device_name, (count, flows.capacity()));
+    let stats = store.backend_stats()?.into_iter().collect();
+    status.set_passed_over(passed_over(&observed, &stats, monotonic_ns()));
     status.set_affinity((clients, affinity.capacity()));
     match control::state(&pins.directory()) {
         Ok(state) => status.set_agent(state),

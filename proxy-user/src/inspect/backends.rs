@@ -1,12 +1,17 @@
 //! BACKENDS: where Services lead.
 
-use std::net::SocketAddr;
+use std::{collections::HashMap, net::SocketAddr};
 
-use proxy_common::abi::{Backend, SockAddr};
+use proxy_common::abi::{Backend, BackendStats, SockAddr};
 use serde::Serialize;
 
 use super::Filter;
-use crate::{cli::output::Row, maps::Observed, plan::protocol_name};
+use crate::{
+    cli::output::Row,
+    failover::shown::{seconds, time_left},
+    maps::Observed,
+    plan::protocol_name,
+};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct BackendRow {
@@ -23,10 +28,19 @@ pub(crate) struct BackendRow {
     local: bool,
     /// Its id in the other list; 0: it isn't there.
     twin: u32,
+    /// Attempts to connect that failed since one was answered.
+    failures: u32,
+    /// For so many seconds it gets no new connections, if others can have them; `null`: it isn't passed over.
+    passed_over_secs: Option<u64>,
 }
 
-/// Sorted by Service, then address.
-pub(crate) fn rows(observed: &Observed, filter: &Filter) -> Vec<BackendRow> {
+/// Sorted by Service, then address. `stats`: those that are not all 0, by id.
+pub(crate) fn rows(
+    observed: &Observed,
+    stats: &HashMap<u32, BackendStats>,
+    now_ns: u64,
+    filter: &Filter,
+) -> Vec<BackendRow> {
     let slotted = observed.slotted();
     let mut rows: Vec<BackendRow> = observed
         .backends
@@ -45,6 +59,11 @@ pub(crate) fn rows(observed: &Observed, filter: &Filter) -> Vec<BackendRow> {
             chosen: slotted.contains(&id),
             local: backend.flags & Backend::LOCAL != 0,
             twin: backend.twin,
+            failures: stats.get(&id).map_or(0, |stats| stats.failures),
+            passed_over_secs: stats
+                .get(&id)
+                .and_then(|stats| time_left(stats, now_ns))
+                .map(seconds),
         })
         .filter(|row| filter.admits(&row.service, [row.address]))
         .collect();
@@ -65,6 +84,8 @@ impl Row for BackendRow {
         "WHERE",
         "ID",
         "SERVICE-ID",
+        "FAILED",
+        "PASSED-OVER",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -77,32 +98,47 @@ impl Row for BackendRow {
             if self.local { "here" } else { "elsewhere" }.to_owned(),
             self.id.to_string(),
             self.service_id.to_string(),
+            self.failures.to_string(),
+            self.passed_over_secs
+                .map_or_else(|| "-".to_owned(), |left| format!("{left}s")),
         ]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{filter, observed, text};
+    use super::super::fixture::{NOW_NS, filter, observed, text};
     use super::*;
 
     #[test]
     fn a_row_says_whose_a_backend_is_and_whether_it_gets_more() {
-        let rows = rows(&observed(), &Filter::default());
+        let failed = |failures, passed_over_until_ns| BackendStats {
+            failures,
+            passed_over_until_ns,
+            ..BackendStats::default()
+        };
+        let stats = HashMap::from([
+            (1, failed(2, NOW_NS)),
+            (2, failed(3, NOW_NS + 6_000_000_001)),
+        ]);
+        let rows = rows(&observed(), &stats, NOW_NS, &Filter::default());
         assert_eq!(
             text(&rows),
             [
-                "10.1.1.2:8080 TCP default/web:http cluster chosen here 1 1",
-                "10.1.1.2:8080 TCP default/web:http node chosen here 4 2",
-                "10.1.2.2:8080 TCP default/web:http cluster chosen elsewhere 2 1",
-                "10.1.2.3:8080 TCP default/web:http cluster kept elsewhere 3 1",
+                "10.1.1.2:8080 TCP default/web:http cluster chosen here 1 1 2 -",
+                "10.1.1.2:8080 TCP default/web:http node chosen here 4 2 0 -",
+                "10.1.2.2:8080 TCP default/web:http cluster chosen elsewhere 2 1 3 7s",
+                "10.1.2.3:8080 TCP default/web:http cluster kept elsewhere 3 1 0 -",
             ]
         );
     }
 
     #[test]
     fn rows_are_filtered_by_service_and_address() {
-        let count = |service, address| rows(&observed(), &filter(None, service, address)).len();
+        let count = |service, address| {
+            let filter = filter(None, service, address);
+            rows(&observed(), &HashMap::new(), NOW_NS, &filter).len()
+        };
         assert_eq!(count(Some("dns"), None), 0);
         assert_eq!(count(Some("web"), Some("10.1.1.0/24")), 2);
         assert_eq!(count(None, Some("10.1.2.3:8080")), 1);

@@ -303,8 +303,7 @@ pub fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, OpenErro
             | Map::LruHashMap(data)
             | Map::LpmTrie(data)
             | Map::Array(data)
-            | Map::PerCpuArray(data)
-            | Map::RingBuf(data),
+            | Map::PerCpuArray(data),
         ) => Ok(data),
         _ => Err(OpenError::Missing { map: name }),
     }

@@ -28,6 +28,9 @@ const PRESENT: u32 = 1;
 /// The two words of a service.
 const WORD_AT: usize = offset_of!(Service, word);
 const AFFINITY_AT: usize = offset_of!(Service, affinity);
+/// What a backend's failures lead to, and the failures (with what is always 0).
+const PASSED_OVER_AT: usize = offset_of!(BackendStats, passed_over_until_ns);
+const FAILURES_AT: usize = offset_of!(BackendStats, failures);
 /// Before the bits of a source range come those of its service.
 const SERVICE_BITS: u32 = 32;
 
@@ -323,6 +326,29 @@ impl BpfStore {
         self.service_stats.store(service, &never.to_bytes())
     }
 
+    /// Whether the id stands for this endpoint of this service already.
+    fn is_same_endpoint(&self, id: u32, backend: &Backend) -> Result<bool, StoreError> {
+        let there = Backend::from_bytes(self.backends.load(id)?);
+        let endpoint = |of: &Backend| (of.service, of.addr, of.port_be, of.protocol);
+        Ok(endpoint(&there) == endpoint(backend))
+    }
+
+    /// Whoever gets the id next has not failed. An attempt of its last owner's may have been told since.
+    fn forget_failures(&self, id: u32) -> Result<(), StoreError> {
+        self.pass_over(id, 0)?;
+        self.backend_stats.store_u64(id, FAILURES_AT, 0)
+    }
+
+    /// From now on the backend gets no new connections until then (monotonic), if others can have them.
+    pub fn pass_over(&self, id: u32, until_ns: u64) -> Result<(), StoreError> {
+        self.backend_stats.store_u64(id, PASSED_OVER_AT, until_ns)
+    }
+
+    /// Of one backend.
+    pub fn stats_of_backend(&self, id: u32) -> Result<BackendStats, StoreError> {
+        self.backend_stats.load(id).map(BackendStats::from_bytes)
+    }
+
     /// How often each service was asked for, by id; those that never were are left out.
     pub fn service_stats(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError> {
         counted(&self.service_stats, ServiceStats::from_bytes)
@@ -475,7 +501,12 @@ impl MapStore for BpfStore {
                 .map
                 .insert(service.to_ne_bytes(), name.to_bytes(), ANY)
                 .map_err(map_error(map::NAMES, self.names.capacity)),
-            Step::WriteBackend { id, backend } => self.backends.store(*id, &backend.to_bytes()),
+            Step::WriteBackend { id, backend } => {
+                if !self.is_same_endpoint(*id, backend)? {
+                    self.forget_failures(*id)?;
+                }
+                self.backends.store(*id, &backend.to_bytes())
+            }
             Step::WriteSlots { first, backend_ids } => (*first..)
                 .zip(backend_ids)
                 .try_for_each(|(slot, id)| self.slots.store_u32(slot, *id)),
@@ -521,6 +552,7 @@ impl MapStore for BpfStore {
                 // The service makes a backend valid: it goes first, and alone.
                 // Its connections are counted until the last of them has ended.
                 self.backend_stats.store_u64(*id, 0, 0)?;
+                self.forget_failures(*id)?;
                 let cleared = Backend {
                     service: 0,
                     ..Backend::from_bytes(self.backends.load(*id)?)

@@ -36,6 +36,8 @@ pub(crate) struct BackendTotals {
     pub(crate) active: u64,
     /// Gets new connections; otherwise it keeps those it has.
     pub(crate) is_chosen: bool,
+    /// For a while it gets none all the same: attempts to connect to it failed.
+    pub(crate) is_passed_over: bool,
     /// On this node.
     pub(crate) is_local: bool,
 }

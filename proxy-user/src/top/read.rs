@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use proxy_common::{
-    abi::{Backend, Direction, SockAddr, UDP_IDLE_NS, map},
+    abi::{Backend, BackendStats, Direction, SockAddr, UDP_IDLE_NS, map},
     datapath::conntrack,
 };
 
@@ -11,6 +11,7 @@ use super::{BackendTotals, Sample};
 use crate::{
     cli::CliError,
     expiry::monotonic_ns,
+    failover::shown::time_left,
     loader::{FlowMap, PinError, Pins, SocketMap, UdpFlowMap},
     maps::{MapStore as _, bpf::BpfStore},
 };
@@ -57,9 +58,7 @@ impl Reader {
                 totals.failures += stats.failures;
             }
         }
-        let counts: HashMap<u32, u64> = (self.store.backend_stats()?.into_iter())
-            .map(|(id, stats)| (id, stats.connections))
-            .collect();
+        let stats: HashMap<u32, BackendStats> = self.store.backend_stats()?.into_iter().collect();
         let active = self.active(now_ns)?;
         for (id, backend) in &observed.backends {
             let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
@@ -70,7 +69,9 @@ impl Reader {
             };
             // The same endpoint has an id in each list of the Service port.
             let of: &mut BackendTotals = totals.backends.entry(address).or_default();
-            of.connections += counts.get(id).copied().unwrap_or(0);
+            let stats = stats.get(id).copied().unwrap_or_default();
+            of.connections += stats.connections;
+            of.is_passed_over |= time_left(&stats, now_ns).is_some();
             of.active += active.get(id).copied().unwrap_or(0);
             of.is_chosen |= backend.flags & Backend::CHOSEN != 0;
             of.is_local |= backend.flags & Backend::LOCAL != 0;

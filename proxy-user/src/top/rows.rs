@@ -27,7 +27,8 @@ pub(crate) struct BackendRow {
     pub(crate) address: SocketAddr,
     /// `this node` or `elsewhere`.
     pub(crate) place: &'static str,
-    /// `serving`, or `draining`: it keeps the connections it has.
+    /// `serving`; `draining`: it keeps the connections it has; or `passed over`: it fails, and gets no new ones for
+    /// a while.
     pub(crate) state: &'static str,
     pub(crate) new_per_second: f64,
     pub(crate) active: u64,
@@ -132,10 +133,10 @@ pub(crate) fn backends(before: &Sample, now: &Sample, service: &str) -> Vec<Back
         } else {
             "elsewhere"
         },
-        state: if backend.is_chosen {
-            "serving"
-        } else {
-            "draining"
+        state: match (backend.is_chosen, backend.is_passed_over) {
+            (true, false) => "serving",
+            (true, true) => "passed over",
+            (false, _) => "draining",
         },
         new_per_second: rate(
             Some(then.get(address).map_or(0, |backend| backend.connections)),
@@ -165,6 +166,7 @@ pub(super) mod tests {
                         connections,
                         active,
                         is_chosen: true,
+                        is_passed_over: false,
                         is_local: true,
                     },
                 ),
@@ -204,6 +206,18 @@ pub(super) mod tests {
             (backends[1].place, backends[1].state),
             ("elsewhere", "draining")
         );
+    }
+
+    #[test]
+    fn a_backend_that_is_passed_over_says_so_as_long_as_it_is_chosen() {
+        let mut now = sample(1, &[("a/web:http", 1, 0, 0)]);
+        for totals in now.services.values_mut() {
+            for backend in totals.backends.values_mut() {
+                backend.is_passed_over = true;
+            }
+        }
+        let rows = backends(&Sample::default(), &now, "a/web:http");
+        assert_eq!((rows[0].state, rows[1].state), ("passed over", "draining"));
     }
 
     #[test]

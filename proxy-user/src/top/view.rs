@@ -194,14 +194,14 @@ fn draw_backends(frame: &mut Frame<'_>, area: Rect, backends: &[BackendRow], loo
         Constraint::Length(9),
         Constraint::Length(9),
         Constraint::Length(12),
-        Constraint::Length(9),
+        Constraint::Length(11),
         Constraint::Length(10),
     ];
     let rows = backends.iter().map(|row| {
-        let style = if row.state == "draining" {
-            look.colour(Color::Yellow)
-        } else {
-            Style::new()
+        let style = match row.state {
+            "passed over" => look.colour(Color::Red),
+            "draining" => look.colour(Color::Yellow),
+            _ => Style::new(),
         };
         Row::new([
             Cell::from(row.address.to_string()),
