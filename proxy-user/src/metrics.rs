@@ -73,6 +73,7 @@ pub(crate) struct Metrics {
     entries: Family<Labels, Gauge>,
     capacity: Family<Labels, Gauge>,
     devices: Family<Labels, Gauge>,
+    corrected: Counter,
 }
 
 /// What the metrics are asked of when they are shown, besides what they are told.
@@ -114,6 +115,7 @@ impl Metrics {
             entries: Family::default(),
             capacity: Family::default(),
             devices: Family::default(),
+            corrected: Counter::default(),
         };
         // What has not happened yet is 0, not missing.
         for code in ["200", "503"] {
@@ -235,6 +237,11 @@ impl Metrics {
             "devices",
             "Devices of the packet path: those that run its programs, and those that ought to and can't be attached to",
             self.devices.clone(),
+        );
+        ours.register(
+            "active_connections_corrected",
+            "Connections by which the counts of backends had drifted from the entries there are, and were set right",
+            self.corrected.clone(),
         );
         ours.register_collector(Box::new(Healthy(asked.health)));
         ours.register_collector(Box::new(Build));
@@ -361,6 +368,11 @@ impl Metrics {
 
     pub(crate) fn asked_livez(&self, status: StatusCode) {
         self.livez.get_or_create(&code(status)).inc();
+    }
+
+    /// Counts of connections had drifted by so many.
+    pub(crate) fn corrected(&self, connections: u64) {
+        self.corrected.inc_by(connections);
     }
 
     /// Of the packet path's devices.

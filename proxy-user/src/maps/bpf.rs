@@ -28,6 +28,9 @@ const PRESENT: u32 = 1;
 /// The two words of a service.
 const WORD_AT: usize = offset_of!(Service, word);
 const AFFINITY_AT: usize = offset_of!(Service, affinity);
+/// Of a backend's figures.
+const CONNECTIONS_AT: usize = offset_of!(BackendStats, connections);
+const ACTIVE_AT: usize = offset_of!(BackendStats, active);
 /// Before the bits of a source range come those of its service.
 const SERVICE_BITS: u32 = 32;
 
@@ -57,6 +60,16 @@ impl fmt::Debug for BpfStore {
             .field("capacity", &self.capacity())
             .finish_non_exhaustive()
     }
+}
+
+/// How a backend stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub backend: u32,
+    /// [`BackendStats::connections`].
+    pub connections: u64,
+    /// [`BackendStats::active`].
+    pub active: i64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -343,6 +356,43 @@ impl BpfStore {
         Some(BackendStats::from_bytes(bytes))
     }
 
+    /// How backends stand, by id in order; those that nobody was ever given to, and that have no
+    /// connections, are left out.
+    pub fn standings(&self) -> Result<Vec<Standing>, StoreError> {
+        let stats = self.backend_stats.for_a_pass();
+        let mut found = Vec::new();
+        for backend in 1..stats.capacity() {
+            let connections = stats.load_u64(backend, CONNECTIONS_AT)?;
+            let active = stats.load_u64(backend, ACTIVE_AT)?.cast_signed();
+            if (connections, active) != (0, 0) {
+                found.push(Standing {
+                    backend,
+                    connections,
+                    active,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Adds to the connections that a backend has, also while programs do. An id that there is not has
+    /// none.
+    pub fn add_active(&self, backend: u32, by: i64) {
+        let _there_is_none = self.backend_stats.add_i64(backend, ACTIVE_AT, by);
+    }
+
+    /// How many connections each backend has, as nobody has counted them yet.
+    pub fn set_active(&self, counted: &HashMap<u32, i64>) -> Result<(), StoreError> {
+        for id in 1..self.backend_stats.capacity() {
+            let active = counted.get(&id).copied().unwrap_or(0);
+            let active = active.cast_unsigned();
+            if self.backend_stats.load_u64(id, ACTIVE_AT)? != active {
+                self.backend_stats.store_u64(id, ACTIVE_AT, active)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Connected sockets that are remembered now, and for how many there is room.
     pub fn socket_use(&self) -> (usize, u32) {
         (self.sockets.keys().flatten().count(), self.socket_capacity)
@@ -520,7 +570,7 @@ impl MapStore for BpfStore {
             Step::ClearBackend { id } => {
                 // The service makes a backend valid: it goes first, and alone.
                 // Its connections are counted until the last of them has ended.
-                self.backend_stats.store_u64(*id, 0, 0)?;
+                self.backend_stats.store_u64(*id, CONNECTIONS_AT, 0)?;
                 let cleared = Backend {
                     service: 0,
                     ..Backend::from_bytes(self.backends.load(*id)?)
@@ -592,6 +642,12 @@ impl MapStore for BpfStore {
         }
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        // An id that can't be read is not given to anybody.
+        let active = self.backend_stats.load_u64(backend, ACTIVE_AT);
+        active.map_or(true, |active| active != 0)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         let mut steps = Vec::new();
         for key in self.frontends.map.keys() {
@@ -656,10 +712,17 @@ impl MapStore for BpfStore {
             ranges.insert(range);
         }
         observed.service_nets = self.each_service_net().collect::<Result<_, _>>()?;
+        for standing in self.standings()? {
+            if standing.active != 0 {
+                observed.active.insert(standing.backend, standing.active);
+            }
+        }
         for id in 1..backends.capacity() {
             let backend = Backend::from_bytes(backends.load(id)?);
             if backend.service != 0 {
                 observed.backends.insert(id, backend);
+            } else if backend.protocol != 0 && observed.active.contains_key(&id) {
+                observed.gone.insert(id, backend);
             }
         }
         Ok(observed)

@@ -142,6 +142,14 @@ impl SharedArray {
         Ok(())
     }
 
+    /// Adds to eight bytes of the element, also while programs do.
+    pub(super) fn add_i64(&self, index: u32, offset: usize, by: i64) -> Result<(), StoreError> {
+        let word = self.word64(index, offset)?;
+        // Two's complement: to wrap is to subtract.
+        word.fetch_add(by.cast_unsigned(), Ordering::AcqRel);
+        Ok(())
+    }
+
     pub(super) fn load_u32(&self, index: u32) -> Result<u32, StoreError> {
         Ok(self.word32(index, 0)?.load(Ordering::Acquire))
     }
