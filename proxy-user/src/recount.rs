@@ -3,21 +3,21 @@
 
 use std::{fmt, io, sync::Arc};
 
-use proxy_common::abi::{Direction, FlowEntry, SockAddr, SocketFlow};
+use proxy_common::abi::{BackendStats, Direction, FlowEntry, SockAddr, SocketFlow};
 
 use crate::{
     drift::{Drift, Seen, Stand},
     hash::{HashMap, HashSet},
     loader::{FlowMap, SocketMap},
-    maps::{
-        MapStore as _, StoreError,
-        bpf::{BpfStore, Standing},
-    },
+    maps::{MapStore as _, StoreError, bpf::BpfStore},
 };
 
 /// The bit of `FlowEntry::state` of a flow that is counted. To be replaced by
 /// `proxy_common::datapath::conntrack::state::COUNTED`.
 pub const COUNTED: u8 = 64;
+
+/// Of a backend, by its id.
+type Stats = (u32, BackendStats);
 
 /// Connections by backend id.
 pub type Counts = HashMap<u32, i64>;
@@ -109,7 +109,7 @@ pub struct Recount {
     store: Arc<BpfStore>,
     drift: Drift,
     /// As it was when the sweep began.
-    before: Option<Vec<Standing>>,
+    before: Option<Vec<Stats>>,
     /// Is told by how many connections counts were wrong.
     tell: Box<dyn Fn(u64) + Send>,
 }
@@ -170,9 +170,9 @@ impl Recount {
         );
     }
 
-    fn read(&self) -> Option<Vec<Standing>> {
+    fn read(&self) -> Option<Vec<Stats>> {
         self.store
-            .standings()
+            .backend_stats()
             .inspect_err(|error| log::debug!("the counts of connections can't be read: {error}"))
             .ok()
     }
@@ -181,23 +181,21 @@ impl Recount {
 /// What was seen of each backend that has, had or should have connections; both in the order of ids. A
 /// backend that is in neither had been given to nobody by then, and had none.
 fn seen(
-    before: &[Standing],
-    after: &[Standing],
+    before: &[Stats],
+    after: &[Stats],
     flows: &Counts,
     sockets: &Counts,
 ) -> impl Iterator<Item = (u32, Seen)> {
-    let stand = |standings: &[Standing], id| {
-        standings
-            .binary_search_by_key(&id, |standing| standing.backend)
-            .map(|at| Stand {
-                active: standings[at].active,
-                connections: standings[at].connections,
-            })
-            .unwrap_or_default()
+    let stand = |stats: &[Stats], id| match stats.binary_search_by_key(&id, |(id, _)| *id) {
+        Ok(at) => Stand {
+            active: stats[at].1.active,
+            connections: stats[at].1.connections,
+        },
+        Err(_) => Stand::default(),
     };
-    let standing = before.iter().chain(after).map(|standing| standing.backend);
+    let had = before.iter().chain(after).map(|(id, _)| *id);
     let counted = flows.keys().chain(sockets.keys()).copied();
-    let ids: HashSet<u32> = standing.chain(counted).collect();
+    let ids: HashSet<u32> = had.chain(counted).collect();
     ids.into_iter().filter_map(move |id| {
         let count = |counts: &Counts| counts.get(&id).copied().unwrap_or(0);
         let seen = Seen {
@@ -216,18 +214,19 @@ mod tests {
 
     use super::*;
 
-    fn standing(backend: u32, connections: u64, active: i64) -> Standing {
-        Standing {
-            backend,
+    fn stats(backend: u32, connections: u64, active: i64) -> Stats {
+        let stats = BackendStats {
             connections,
             active,
-        }
+            ..BackendStats::default()
+        };
+        (backend, stats)
     }
 
     /// What would be corrected if it were seen three times.
     fn corrections(
-        before: &[Standing],
-        after: &[Standing],
+        before: &[Stats],
+        after: &[Stats],
         flows: &[(u32, i64)],
         sockets: &[(u32, i64)],
     ) -> Vec<(u32, i64)> {
@@ -240,7 +239,7 @@ mod tests {
 
     #[test]
     fn sockets_and_flows_of_a_backend_are_counted_together() {
-        let stands = [standing(1, 9, 5), standing(2, 9, 5), standing(4, 1, 0)];
+        let stands = [stats(1, 9, 5), stats(2, 9, 5), stats(4, 1, 0)];
         let found = corrections(&stands, &stands, &[(1, 3), (2, 3)], &[(1, 2), (2, 1)]);
         assert_eq!(found, [(2, -1)]);
     }
@@ -253,7 +252,7 @@ mod tests {
             [(3, 1), (8, 2)]
         );
         // It came during the sweep, and may have been seen or not.
-        let came = [standing(5, 2, 2)];
+        let came = [stats(5, 2, 2)];
         assert_eq!(corrections(&[], &came, &[], &[(5, 1)]), []);
         // Its figures began anew.
         assert_eq!(corrections(&came, &[], &[], &[]), []);

@@ -62,14 +62,13 @@ impl fmt::Debug for BpfStore {
     }
 }
 
-/// How a backend stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub backend: u32,
-    /// [`BackendStats::connections`].
-    pub connections: u64,
-    /// [`BackendStats::active`].
-    pub active: i64,
+/// Connections there are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Active {
+    /// By service id.
+    pub services: HashMap<u32, u64>,
+    /// Those of backends that get no new ones, or are gone.
+    pub draining: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -341,7 +340,7 @@ impl BpfStore {
         counted(&self.service_stats, ServiceStats::from_bytes)
     }
 
-    /// The same of backends.
+    /// The same of backends, in the order of their ids.
     pub fn backend_stats(&self) -> Result<Vec<(u32, BackendStats)>, StoreError> {
         counted(&self.backend_stats, BackendStats::from_bytes)
     }
@@ -356,20 +355,20 @@ impl BpfStore {
         Some(BackendStats::from_bytes(bytes))
     }
 
-    /// How backends stand, by id in order; those that nobody was ever given to, and that have no
-    /// connections, are left out.
-    pub fn standings(&self) -> Result<Vec<Standing>, StoreError> {
-        let stats = self.backend_stats.for_a_pass();
-        let mut found = Vec::new();
-        for backend in 1..stats.capacity() {
-            let connections = stats.load_u64(backend, CONNECTIONS_AT)?;
-            let active = stats.load_u64(backend, ACTIVE_AT)?.cast_signed();
-            if (connections, active) != (0, 0) {
-                found.push(Standing {
-                    backend,
-                    connections,
-                    active,
-                });
+    /// The connections there are now, by service id; and those of backends that get no new ones.
+    pub fn active(&self) -> Result<Active, StoreError> {
+        let backends = self.backends.for_a_pass();
+        let mut found = Active::default();
+        for (id, stats) in self.backend_stats()? {
+            let Ok(active @ 1..) = u64::try_from(stats.active) else {
+                continue;
+            };
+            let backend = Backend::from_bytes(backends.load(id)?);
+            if backend.service != 0 {
+                *found.services.entry(backend.service).or_default() += active;
+            }
+            if backend.service == 0 || backend.flags & Backend::CHOSEN == 0 {
+                found.draining += active;
             }
         }
         Ok(found)
@@ -712,9 +711,9 @@ impl MapStore for BpfStore {
             ranges.insert(range);
         }
         observed.service_nets = self.each_service_net().collect::<Result<_, _>>()?;
-        for standing in self.standings()? {
-            if standing.active != 0 {
-                observed.active.insert(standing.backend, standing.active);
+        for (id, stats) in self.backend_stats()? {
+            if stats.active != 0 {
+                observed.active.insert(id, stats.active);
             }
         }
         for id in 1..backends.capacity() {

@@ -145,6 +145,13 @@ impl Observed {
         u64::try_from(active).unwrap_or(0)
     }
 
+    /// Backends of no Service that have connections left, with what is known of them.
+    pub fn gone(&self) -> impl Iterator<Item = (u32, Option<&Backend>)> {
+        let left = self.active.keys().filter(|id| self.connections(**id) > 0);
+        left.filter(|id| !self.backends.contains_key(*id))
+            .map(|id| (*id, self.gone.get(id)))
+    }
+
     /// Ids of the backends that get new connections.
     pub fn slotted(&self) -> HashSet<u32> {
         self.slots.values().flatten().copied().collect()
