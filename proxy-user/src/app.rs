@@ -33,6 +33,7 @@ use crate::{
     metrics::Ours,
     model::{BalancingDefaults, Event, Model, Node, NodePortScope},
     plan::{Epoch, Planner},
+    recount::{Recount, Tally},
     redial,
     sctp::SctpPorts,
     surfaces::{Surfaces, SurfacesConfig},
@@ -179,7 +180,7 @@ pub async fn run(config: Config) -> Result<(), CliError> {
         packet: Packet::Waiting(Box::new(Start {
             loaded,
             mechanism,
-            timeouts: Arc::clone(&view),
+            view: Arc::clone(&view),
             inputs: Inputs {
                 facts: seen_facts,
                 internal_ips: seen_internal_ips,
@@ -317,8 +318,8 @@ struct Agent {
 struct Start {
     loaded: Loaded,
     mechanism: Mechanism,
-    /// Tells how long affinity lasts.
-    timeouts: Arc<BpfStore>,
+    /// Tells how long affinity lasts, and has the counts of connections.
+    view: Arc<BpfStore>,
     inputs: Inputs,
 }
 
@@ -479,22 +480,29 @@ impl Packet {
         let Start {
             mut loaded,
             mechanism,
-            timeouts,
+            view,
             inputs,
         } = *start;
         let names = loaded.attach(&config.cgroup_root)?;
         let (claim, packet, swept) = loaded.into_packet_path(mechanism)?;
-        let flows = |map| expiry::Flows {
+        let tally = || Tally::new(Arc::clone(&view));
+        let flows = |map, tally| expiry::Flows {
             map,
             timeouts: config.fixed.timeouts,
+            tally,
         };
-        tokio::spawn(expiry::run(
-            flows(swept.flows),
-            flows(swept.half_open),
-            expiry::Affinity::new(swept.affinity, timeouts),
-            (swept.sockets, swept.udp_flows),
-            surfaces.fillings(),
-        ));
+        let all = expiry::All {
+            flows: flows(swept.flows, Some(tally())),
+            half_open: flows(swept.half_open, None),
+            affinity: expiry::Affinity::new(swept.affinity, Arc::clone(&view)),
+            sockets: expiry::Sockets {
+                map: swept.sockets,
+                tally: tally(),
+            },
+            udp_flows: swept.udp_flows,
+        };
+        let recount = Recount::new(Arc::clone(&view), surfaces.corrections());
+        tokio::spawn(expiry::run(all, recount, surfaces.fillings()));
         let keeper =
             Keeper::new(packet, config.devices.clone(), config.snat_source).map_err(|source| {
                 CliError::Io {

@@ -1,5 +1,6 @@
 //! Clears away what is over: flows, and clients whose affinity has ended. Programs ignore and overwrite
-//! what has expired; this makes room for others, and knows how much is in use.
+//! what has expired; this makes room for others, and knows how much is in use. As it looks at every entry,
+//! it also counts the connections of backends ([`Recount`]).
 
 use std::{
     collections::HashMap,
@@ -15,8 +16,9 @@ use proxy_common::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    loader::{AffinityMap, Counted, FlowMap, Position},
+    loader::{AffinityMap, Counted, FlowMap, Position, SocketMap},
     maps::bpf::BpfStore,
+    recount::{Recount, Tally},
 };
 
 /// Entries read by one call: about a millisecond.
@@ -57,6 +59,15 @@ pub trait Expiring {
 pub struct Flows {
     pub map: FlowMap,
     pub timeouts: FlowTimeouts,
+    /// Where they are counted: those of KP_FLOWS.
+    pub tally: Option<Tally>,
+}
+
+/// Connected sockets. They go when they are closed.
+#[derive(Debug)]
+pub struct Sockets {
+    pub map: SocketMap,
+    pub tally: Tally,
 }
 
 /// Clients that keep their backends.
@@ -78,7 +89,25 @@ impl Affinity {
     }
 }
 
-/// Sockets go when they are closed, and their flows when others come.
+impl Expiring for Sockets {
+    fn capacity(&self) -> u32 {
+        self.map.capacity()
+    }
+
+    fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>> {
+        if from.is_none() {
+            self.tally.begin();
+        }
+        let (entries, next) = self.map.batch(from, SLICE)?;
+        swept.seen += entries.len();
+        for (_, flow) in &entries {
+            self.tally.socket(flow);
+        }
+        Ok(next)
+    }
+}
+
+/// The flows of unconnected sockets go when others come.
 impl Expiring for Counted {
     fn capacity(&self) -> u32 {
         self.capacity()
@@ -109,22 +138,33 @@ impl Known {
     }
 }
 
+/// What is swept.
+#[derive(Debug)]
+pub struct All {
+    pub flows: Flows,
+    pub half_open: Flows,
+    pub affinity: Affinity,
+    pub sockets: Sockets,
+    pub udp_flows: Counted,
+}
+
 /// Sweeps for ever, and tells after each sweep how full the map is.
-pub async fn run(
-    mut flows: Flows,
-    mut half_open: Flows,
-    mut affinity: Affinity,
-    (mut sockets, mut udp_flows): (Counted, Counted),
-    tell: impl Fn(Filling),
-) {
+pub async fn run(mut all: All, mut recount: Recount, tell: impl Fn(Filling)) {
     let mut failed = [false; 5];
     loop {
         let begun = Instant::now();
-        sweep_and_tell("flows", &mut flows, &mut failed[0], &tell).await;
-        sweep_and_tell("half_open", &mut half_open, &mut failed[1], &tell).await;
-        sweep_and_tell("affinity", &mut affinity, &mut failed[2], &tell).await;
-        sweep_and_tell("sockets", &mut sockets, &mut failed[3], &tell).await;
-        sweep_and_tell("udp_flows", &mut udp_flows, &mut failed[4], &tell).await;
+        sweep_and_tell("half_open", &mut all.half_open, &mut failed[0], &tell).await;
+        sweep_and_tell("affinity", &mut all.affinity, &mut failed[1], &tell).await;
+        sweep_and_tell("udp_flows", &mut all.udp_flows, &mut failed[2], &tell).await;
+        // One after the other, so that little happens between the two looks at the counts.
+        tokio::task::block_in_place(|| recount.begin());
+        sweep_and_tell("flows", &mut all.flows, &mut failed[3], &tell).await;
+        sweep_and_tell("sockets", &mut all.sockets, &mut failed[4], &tell).await;
+        let whole = !failed[3] && !failed[4];
+        if let Some(flows) = &all.flows.tally {
+            let sockets = &all.sockets.tally;
+            tokio::task::block_in_place(|| recount.end(whole, flows.counts(), sockets.counts()));
+        }
         tokio::time::sleep(INTERVAL.saturating_sub(begun.elapsed())).await;
     }
 }
@@ -182,13 +222,23 @@ impl Expiring for Flows {
     }
 
     fn slice(&mut self, from: Option<Position>, swept: &mut Swept) -> io::Result<Option<Position>> {
+        if let (None, Some(tally)) = (from, &mut self.tally) {
+            tally.begin();
+        }
         let (entries, next) = self.map.batch(from, SLICE)?;
         let now_ns = monotonic_ns();
         swept.seen += entries.len();
         for (tuple, entry) in entries {
-            if is_silent(&entry, &tuple, &self.timeouts, now_ns) && self.is_over(&tuple, now_ns) {
-                self.map.remove(&tuple);
+            if is_silent(&entry, &tuple, &self.timeouts, now_ns)
+                && let Some(entry) = self.over(&tuple, now_ns)
+            {
+                let is_ours = self.map.remove(&tuple);
+                if let (true, Some(tally)) = (is_ours, &self.tally) {
+                    tally.deleted(&entry);
+                }
                 swept.removed += 1;
+            } else if let Some(tally) = &mut self.tally {
+                tally.flow(&entry);
             }
         }
         Ok(next)
@@ -226,18 +276,16 @@ impl Expiring for Affinity {
 }
 
 impl Flows {
-    /// Whether neither direction lives, as of now: the batch is a moment old. The other direction's
+    /// The entry as of now, if neither direction lives: the batch is a moment old. The other direction's
     /// entry is removed when the sweep comes to it.
-    fn is_over(&self, tuple: &Tuple, now_ns: u64) -> bool {
-        let Some(entry) = self.map.get(tuple) else {
-            return false;
-        };
+    fn over(&self, tuple: &Tuple, now_ns: u64) -> Option<FlowEntry> {
+        let entry = self.map.get(tuple)?;
         let mut key = *tuple;
         opposite(&entry, tuple.protocol, &mut key);
         let other = self.map.get(&key).filter(|other| {
             leads_back(other, tuple) && !is_silent(other, tuple, &self.timeouts, now_ns)
         });
-        is_silent(&entry, tuple, &self.timeouts, now_ns) && other.is_none()
+        (is_silent(&entry, tuple, &self.timeouts, now_ns) && other.is_none()).then_some(entry)
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) struct Metrics {
     devices: Family<Labels, Gauge>,
     passed_over: Gauge,
     ejections: Counter,
+    corrected: Counter,
 }
 
 /// What the metrics are asked of when they are shown, besides what they are told.
@@ -119,6 +120,7 @@ impl Metrics {
             devices: Family::default(),
             passed_over: Gauge::default(),
             ejections: Counter::default(),
+            corrected: Counter::default(),
         };
         // What has not happened yet is 0, not missing.
         for code in ["200", "503"] {
@@ -250,6 +252,11 @@ impl Metrics {
             "backend_ejections",
             "How often a backend was passed over for a while",
             self.ejections.clone(),
+        );
+        ours.register(
+            "active_connections_corrected",
+            "Connections by which the counts of backends had drifted from the entries there are, and were set right",
+            self.corrected.clone(),
         );
         ours.register_collector(Box::new(Healthy(asked.health)));
         ours.register_collector(Box::new(Build));
@@ -384,6 +391,11 @@ impl Metrics {
         self.passed_over.set(now);
         let new = report.news.iter().filter(|news| News::is_passed_over(news));
         self.ejections.inc_by(new.count() as u64);
+    }
+
+    /// Counts of connections had drifted by so many.
+    pub(crate) fn corrected(&self, connections: u64) {
+        self.corrected.inc_by(connections);
     }
 
     /// Of the packet path's devices.

@@ -48,7 +48,7 @@ pub fn pass(store: &BpfStore) -> Redialled {
         .collect();
     // First the processes that connected them, then any other that they were handed to; each is
     // searched once, however many sockets it has.
-    let owners: BTreeSet<u32> = wanted.values().map(|peer| peer.tgid).collect();
+    let owners: BTreeSet<u32> = wanted.values().map(SocketFlow::tgid).collect();
     for pid in &owners {
         in_process(store, *pid, &mut wanted, &mut result);
     }
@@ -61,7 +61,7 @@ pub fn pass(store: &BpfStore) -> Redialled {
         result.lost += 1;
         log::debug!(
             "UDP socket {cookie} of process {} to {}: no process has it",
-            peer.tgid,
+            peer.tgid(),
             peer.frontend
         );
     }

@@ -1,6 +1,7 @@
 //! What the maps hold, in a form for people and for scripts.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
@@ -36,6 +37,8 @@ pub struct Status {
     pub frontends: Vec<FrontendStatus>,
     /// Backends that get no new connections for a while: attempts to connect to them failed.
     pub(crate) passed_over: Vec<PassedOver>,
+    /// Backends that get no new connections, and have some left.
+    pub draining: Vec<DrainingStatus>,
     /// ServiceCIDRs: what is dialled there without being a ClusterIP is dropped.
     pub service_nets: Vec<String>,
     pub maps: BTreeMap<&'static str, MapUse>,
@@ -86,6 +89,8 @@ pub struct FrontendStatus {
     pub service_id: u32,
     /// `translate`, `refuse` (no endpoints), `drop` (policy Local, none here) or `damaged`.
     pub verdict: &'static str,
+    /// Connections of this node to the Service port, by whatever address, that are open now.
+    pub active: u64,
     pub backends: Vec<BackendStatus>,
     /// What clients from outside get, if it is not the same.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,6 +132,33 @@ pub struct BackendStatus {
     pub chosen: bool,
     /// On this node.
     pub local: bool,
+    /// Connections of this node that it has.
+    pub active: u64,
+}
+
+impl BackendStatus {
+    /// With its connections behind it.
+    fn cell(&self) -> String {
+        let address = SocketAddr::new(self.address, self.port);
+        format!("{address} ({})", self.active)
+    }
+}
+
+/// A backend that is terminating, has weight 0, or is gone; in whichever lists of its Service port.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct DrainingStatus {
+    /// `namespace/name:port`; absent: the endpoint is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Absent: of a connection from before the maps were made anew, nobody knows where it leads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// Connections that are left.
+    pub active: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,6 +184,7 @@ impl Status {
             devices: Vec::new(),
             frontends: frontends(observed),
             passed_over: Vec::new(),
+            draining: draining(observed),
             service_nets: observed
                 .service_nets
                 .iter()
@@ -224,7 +257,8 @@ impl Status {
         self.agent = Some(state);
     }
 
-    /// What the maps lack, with what to do about it; then three tables, and one of devices if there are any. `width` columns, if a terminal is watching.
+    /// What the maps lack, with what to do about it; then three tables, and one of devices and of what is
+    /// draining if there are any. `width` columns, if a terminal is watching.
     pub fn to_table(&self, width: Option<u16>) -> String {
         let mut out = String::new();
         let programs = match self.programs.len() {
@@ -264,12 +298,20 @@ impl Status {
             }
             let _string_is_infallible = writeln!(out, "{table}\n");
         }
-        let mut table = output::table(width, &["FRONTEND", "PROTO", "KIND", "SERVICE", "BACKENDS"]);
+        if !self.draining.is_empty() {
+            let mut table = output::table(width, &["DRAINING", "PROTO", "SERVICE", "LEFT"]);
+            for backend in &self.draining {
+                table.add_row(backend.cells());
+            }
+            let _string_is_infallible = writeln!(out, "{table}\n");
+        }
+        let header = ["FRONTEND", "PROTO", "KIND", "SERVICE", "ACTIVE", "BACKENDS"];
+        let mut table = output::table(width, &header);
         for frontend in &self.frontends {
             let chosen = frontend.backends.iter().filter(|b| b.chosen);
             let backends = match frontend.verdict {
                 "translate" => chosen
-                    .map(|b| SocketAddr::new(b.address, b.port).to_string())
+                    .map(BackendStatus::cell)
                     .collect::<Vec<_>>()
                     .join("\n"),
                 verdict => format!("none: {verdict}"),
@@ -279,6 +321,7 @@ impl Status {
                 frontend.protocol.clone(),
                 frontend.kind.to_owned(),
                 frontend.service.clone(),
+                frontend.active.to_string(),
                 backends,
             ]);
         }
@@ -306,14 +349,65 @@ impl Status {
     }
 }
 
+impl DrainingStatus {
+    fn cells(&self) -> [String; 4] {
+        let address = match (self.address, self.port) {
+            (Some(address), Some(port)) => SocketAddr::new(address, port).to_string(),
+            _ => "?".to_owned(),
+        };
+        [
+            address,
+            self.protocol.clone().unwrap_or_else(|| "?".to_owned()),
+            self.service
+                .clone()
+                .unwrap_or_else(|| "(endpoint gone)".to_owned()),
+            self.active.to_string(),
+        ]
+    }
+}
+
+/// Sorted by Service, those that are gone first.
+fn draining(observed: &Observed) -> Vec<DrainingStatus> {
+    let slotted = observed.slotted();
+    let left = observed
+        .backends
+        .iter()
+        .filter(|(id, _)| !slotted.contains(*id) && observed.connections(**id) > 0)
+        .map(|(id, backend)| (*id, Some(backend)));
+    // An endpoint has an id in each list of its Service port.
+    let mut sums: BTreeMap<DrainingStatus, u64> = BTreeMap::new();
+    for (id, backend) in left.chain(observed.gone()) {
+        let at = backend
+            .map(|backend| SockAddr::from_parts(backend.addr, backend.port_be).socket_addr());
+        let service = backend.filter(|backend| backend.service != 0);
+        let of = DrainingStatus {
+            service: service.map(|backend| observed.service_name(backend.service).into_owned()),
+            address: at.map(|at| at.ip()),
+            port: at.map(|at| at.port()),
+            protocol: backend.map(|backend| protocol_name(backend.protocol).to_owned()),
+            active: 0,
+        };
+        *sums.entry(of).or_default() += observed.connections(id);
+    }
+    let sums = sums.into_iter();
+    sums.map(|(of, active)| DrainingStatus { active, ..of })
+        .collect()
+}
+
 /// Where every frontend leads, sorted by Service, then address.
 pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
     let mut by_service: HashMap<u32, Vec<BackendStatus>> = HashMap::new();
+    // All lists and families of a Service port together.
+    let mut active: HashMap<Cow<'_, str>, u64> = HashMap::new();
     let slotted = observed.slotted();
     let mut ids: Vec<_> = observed.backends.iter().collect();
     ids.sort_by_key(|(id, _)| **id);
     for (&id, backend) in ids {
         let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
+        let connections = observed.connections(id);
+        *active
+            .entry(observed.service_name(backend.service))
+            .or_default() += connections;
         by_service
             .entry(backend.service)
             .or_default()
@@ -323,6 +417,7 @@ pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
                 port: address.port(),
                 chosen: slotted.contains(&id),
                 local: backend.flags & Backend::LOCAL != 0,
+                active: connections,
             });
     }
     for backends in by_service.values_mut() {
@@ -355,6 +450,9 @@ pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
                 port: u16::from_be(key.port_be),
                 protocol: protocol_name(key.protocol).to_owned(),
                 kind: FrontendKind::from_number(frontend.kind).map_or("?", FrontendKind::name),
+                active: (active.get(&observed.service_name(frontend.service)))
+                    .copied()
+                    .unwrap_or(0),
                 service: observed.service_name(frontend.service).into_owned(),
                 service_id: frontend.service,
                 verdict,
@@ -394,4 +492,114 @@ pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
 
 fn map_use(used: usize, capacity: u32) -> MapUse {
     MapUse { used, capacity }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::abi::Protocol;
+
+    use super::*;
+    use crate::maps::fixture;
+
+    const ROOM: Capacity = Capacity {
+        frontends: 8,
+        services: 8,
+        backends: 16,
+        slots: 16,
+        source_ranges: 8,
+        service_nets: 8,
+    };
+
+    fn status() -> Status {
+        let mut observed = fixture::observed();
+        // On both lists of `default/web:http`: of those ids 1, 2 and 4 get new connections.
+        observed.active.extend([(1, 2), (4, 1), (3, 5)]);
+        // Of endpoints that are gone; one from before the maps were made anew.
+        observed.active.extend([(7, 3), (8, 1), (2, -1)]);
+        let gone = fixture::backend("10.1.2.9:8080", Protocol::Tcp, 0, 0);
+        observed.gone.insert(7, gone);
+        Status::new(&observed, ROOM, (0, 8), &[], Vec::new())
+    }
+
+    fn lines(text: &str, from: &str) -> Vec<String> {
+        let lines = text.lines().skip_while(|line| !line.starts_with(from));
+        lines
+            .take_while(|line| !line.trim().is_empty())
+            .map(|line| line.trim_end().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_draining_is_shown_with_what_is_left() {
+        let text = status().to_table(None);
+        assert_eq!(
+            lines(&text, "DRAINING"),
+            [
+                "DRAINING       PROTO  SERVICE           LEFT",
+                "?              ?      (endpoint gone)   1",
+                "10.1.2.9:8080  TCP    (endpoint gone)   3",
+                "10.1.2.3:8080  TCP    default/web:http  5",
+            ]
+        );
+        let mut observed = fixture::observed();
+        let none = Status::new(&observed, ROOM, (0, 8), &[], Vec::new());
+        assert_eq!(lines(&none.to_table(None), "DRAINING"), [""; 0]);
+        // The same endpoint in the port's other list.
+        let twin = fixture::backend("10.1.2.3:8080", Protocol::Tcp, 2, 0);
+        observed.backends.insert(5, twin);
+        observed.active.extend([(3, 5), (5, 2)]);
+        let both = draining(&observed);
+        assert_eq!((both.len(), both[0].active), (1, 7));
+    }
+
+    #[test]
+    fn a_service_port_is_shown_with_its_connections_and_those_of_each_backend() {
+        let text = status().to_table(None);
+        assert_eq!(
+            lines(&text, "FRONTEND"),
+            [
+                "FRONTEND           PROTO  KIND          SERVICE              ACTIVE  BACKENDS",
+                "10.96.0.10:80      TCP    ClusterIP     default/web:http     8       10.1.1.2:8080 (2)",
+                "                                                                     10.1.2.2:8080 (0)",
+                "192.168.0.1:30080  TCP    NodePort      default/web:http     8       10.1.1.2:8080 (2)",
+                "                                                                     10.1.2.2:8080 (0)",
+                "203.0.113.9:80     TCP    LoadBalancer  default/web:http     8       10.1.1.2:8080 (2)",
+                "                                                                     10.1.2.2:8080 (0)",
+                "10.96.0.20:53      UDP    ClusterIP     kube-system/dns:dns  0       none: refuse",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_terminal_of_eighty_columns_shows_each_connection_count_whole() {
+        let text = status().to_table(Some(80));
+        assert!(
+            text.lines()
+                .all(|line| line.trim_end().chars().count() <= 80)
+        );
+        let shown = lines(&text, "FRONTEND").join("\n");
+        assert!(
+            shown.contains("10.1.1.2:8080") && shown.contains("(2)"),
+            "{shown}"
+        );
+        assert!(lines(&text, "DRAINING")[3].ends_with(" 5"), "{text}");
+    }
+
+    #[test]
+    fn scripts_find_the_same_as_numbers() {
+        let json = serde_json::to_value(status()).unwrap();
+        assert_eq!(json["frontends"][0]["active"], 8);
+        assert_eq!(json["frontends"][0]["backends"][0]["active"], 2);
+        // What is below 0 is about to be set right.
+        assert_eq!(json["frontends"][0]["backends"][1]["active"], 0);
+        assert_eq!(
+            json["draining"],
+            serde_json::json!([
+                { "active": 1 },
+                { "address": "10.1.2.9", "port": 8080, "protocol": "TCP", "active": 3 },
+                { "service": "default/web:http", "address": "10.1.2.3", "port": 8080,
+                  "protocol": "TCP", "active": 5 },
+            ])
+        );
+    }
 }

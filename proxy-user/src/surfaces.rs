@@ -154,6 +154,12 @@ impl Surfaces {
         }
     }
 
+    /// To be told by how many connections the counts of backends were wrong.
+    pub(crate) fn corrections(&self) -> impl Fn(u64) + use<> {
+        let metrics = self.metrics.clone();
+        move |connections| metrics.corrected(connections)
+    }
+
     /// An event is about to be applied.
     pub(crate) fn received(&mut self, event: &Event) {
         self.metrics.received(event);

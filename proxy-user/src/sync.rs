@@ -140,7 +140,14 @@ impl<S: MapStore> Syncer<S> {
 
     /// Writes what has changed, and what could not be written before.
     pub fn sync(&mut self) -> Outcome {
+        self.look_again();
         self.sync_with(usize::MAX)
+    }
+
+    /// Ids of backends that are gone are free when their last connection has ended, of which nobody tells.
+    fn look_again(&mut self) {
+        let Self { planner, store, .. } = self;
+        planner.look_again(|id| store.is_busy(id));
     }
 
     /// So many of those that wait are tried again. Before both kinds have been listed, nothing at all
@@ -259,7 +266,11 @@ impl<S: MapStore> Syncer<S> {
 
     /// Looks at so many parts more of what the maps should hold; all that was found, at the end.
     pub fn audit(&mut self, audit: &mut Audit, parts: usize) -> Option<Audited> {
-        audit.go_on(&self.planner, &mut self.store, parts)
+        let audited = audit.go_on(&self.planner, &mut self.store, parts);
+        if audited.is_some() {
+            self.look_again();
+        }
+        audited
     }
 
     /// The epoch to wait for, if something was freed.
@@ -269,7 +280,8 @@ impl<S: MapStore> Syncer<S> {
 
     /// Every program that ran in `epoch` has ended: reclaims, then tries again what had no room.
     pub fn passed(&mut self, epoch: Epoch) -> Outcome {
-        let plan = self.planner.passed(epoch);
+        let store = &self.store;
+        let plan = self.planner.passed(epoch, |id| store.is_busy(id));
         let udp_moved = plan.moves_udp();
         let report = execute(&mut self.planner, plan, &mut self.store);
         self.tell_unreclaimed(&report.failed);
@@ -309,6 +321,10 @@ mod audit_tests;
 #[cfg(test)]
 #[path = "sync_affinity_tests.rs"]
 mod affinity_tests;
+
+#[cfg(test)]
+#[path = "sync_counts_tests.rs"]
+mod counts_tests;
 
 #[cfg(test)]
 #[path = "sync_room_tests.rs"]

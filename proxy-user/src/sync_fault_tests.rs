@@ -206,6 +206,10 @@ impl MapStore for Judged {
         self.inner.holds(step)
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        self.inner.is_busy(backend)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         self.inner.removals()
     }

@@ -886,6 +886,7 @@ fn what_a_sweep_costs() -> Result<()> {
     let mut flows = Flows {
         map: flows,
         timeouts: FlowTimeouts::DEFAULT,
+        tally: None,
     };
     for _ in 0..3 {
         let begun = std::time::Instant::now();

@@ -71,7 +71,7 @@ fn frontends_and_backends_have_names_and_need_no_agent() -> Result<()> {
                 "10.0.0.0/8",
             ],
         )?,
-        &format!("{near} TCP default/web:http cluster chosen here"),
+        &format!("{near} TCP default/web:http cluster chosen 0 here"),
     )?;
     ensure!(lines(agent, &["frontends", "-n", "kube-system"])?.is_empty());
 

@@ -1,6 +1,6 @@
 //! What is remembered of a socket, so that an application sees the address it dialled.
 
-use super::{addr::SockAddr, layout::abi_struct};
+use super::{addr::SockAddr, layout::abi_struct, protocol::Protocol};
 
 abi_struct! {
     /// Key of the map SOCKETS: a connected socket, by the cookie the kernel gives it for life.
@@ -14,14 +14,13 @@ abi_struct! {
         pub frontend: SockAddr,
         /// What it is connected to. If the kernel's peer is another address, the entry is stale.
         pub backend: SockAddr,
-        /// Monotonic, a few milliseconds behind: when it dialled.
-        pub since_ns: u64,
         /// 0 while parked.
         pub backend_id: u32,
         /// 0: a ClusterIP's port that no Service has.
         pub service: u32,
-        /// UDP only: the process that connected it, in the initial pid namespace.
-        pub tgid: u32,
+        /// UDP: the process that connected it, in the initial pid namespace. TCP: when it dialled, in
+        /// milliseconds of the monotonic clock, its low 32 bits.
+        pub tgid_or_ms: u32,
         /// IANA protocol number.
         pub protocol: u8,
         /// TCP only: what became of the attempt to connect, a `datapath::failover::Attempt`; 0: not known.
@@ -58,3 +57,30 @@ pub const UDP_IDLE_NS: u64 = 120 * 1_000_000_000;
 
 /// A flow's time stamp is renewed only when it is older than this, to keep writes off the hot path.
 pub const UDP_TOUCH_NS: u64 = 1_000_000_000;
+
+impl SocketFlow {
+    /// What `tgid_or_ms` is for TCP.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low 32 bits are what is kept"
+    )]
+    pub const fn milliseconds(now_ns: u64) -> u32 {
+        (now_ns / 1_000_000) as u32
+    }
+
+    /// Milliseconds since a TCP socket dialled, if they are less than 49 days.
+    #[inline(always)]
+    pub const fn waited_ms(&self, now_ns: u64) -> u32 {
+        Self::milliseconds(now_ns).wrapping_sub(self.tgid_or_ms)
+    }
+
+    /// The process that connected a UDP socket; 0 for TCP.
+    pub fn tgid(&self) -> u32 {
+        if self.protocol == Protocol::Udp.number() {
+            self.tgid_or_ms
+        } else {
+            0
+        }
+    }
+}

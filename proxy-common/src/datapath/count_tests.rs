@@ -187,10 +187,10 @@ fn an_answer_ends_a_row_of_failures() {
 fn who_changes_his_mind_at_once_has_seen_no_failure() {
     let maps = world(1);
     let flow = dialled(&maps);
-    maps.now_ns.set(PATIENCE_NS - 1);
+    maps.now_ns.set(u64::from(PATIENCE_MS) * 1_000_000 - 1);
     closed(&maps, &flow, true);
     // One that was answered, or whose answer nobody saw.
-    maps.now_ns.set(10 * PATIENCE_NS);
+    maps.now_ns.set(u64::from(PATIENCE_MS) * 10_000_000);
     closed(&maps, &flow, false);
     assert_eq!(failures(&maps), []);
     closed(&maps, &flow, true);

@@ -305,12 +305,11 @@ fn remember(socket: &impl Socket, protocol: Protocol, dialled: &SockAddr, choice
     let mut flow = SocketFlow {
         frontend: *dialled,
         backend: choice.address,
-        since_ns: socket.now_ns(),
         backend_id: choice.backend_id,
         service: choice.service,
-        tgid: match protocol {
+        tgid_or_ms: match protocol {
             Protocol::Udp => socket.tgid(),
-            Protocol::Tcp | Protocol::Sctp => 0,
+            Protocol::Tcp | Protocol::Sctp => SocketFlow::milliseconds(socket.now_ns()),
         },
         protocol: protocol.number(),
         attempt: 0,
@@ -321,7 +320,9 @@ fn remember(socket: &impl Socket, protocol: Protocol, dialled: &SockAddr, choice
         Added::Known => {
             if let Some(before) = socket.flow() {
                 // The agent dials again on behalf of the owner: the owner stays the owner.
-                flow.tgid = before.tgid;
+                if matches!(protocol, Protocol::Udp) {
+                    flow.tgid_or_ms = before.tgid_or_ms;
+                }
                 ended(socket, before.backend_id);
             }
             socket.set_flow(&flow);
@@ -514,13 +515,13 @@ pub fn attempted(tables: &impl Tables, flow: &SocketFlow, attempt: Attempt) -> O
 
 /// A socket still dialled when it was closed: it has waited for this long at least, or its owner just
 /// changed his mind. Nobody within a cluster takes that long to answer.
-const PATIENCE_NS: u64 = 250_000_000;
+const PATIENCE_MS: u32 = 250;
 
 /// The last close of a socket, whose entry `flow` was just deleted. `is_dialling`: no answer has come yet.
 #[inline(always)]
 pub fn closed(tables: &impl Tables, flow: &SocketFlow, is_dialling: bool) {
     ended(tables, flow.backend_id);
-    if is_dialling && tables.now_ns().saturating_sub(flow.since_ns) >= PATIENCE_NS {
+    if is_dialling && flow.waited_ms(tables.now_ns()) >= PATIENCE_MS {
         let _it_is_gone = attempted(tables, flow, Attempt::Unanswered);
     }
 }

@@ -181,7 +181,7 @@ mod connecting {
     fn a_parked_socket_is_remembered_without_a_backend_and_dialled_again_later() {
         let mut maps = world(&[A], Empty::Refuse);
         assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(A));
-        let owner = maps.socket(COOKIE).flow().unwrap().tgid;
+        let owner = maps.socket(COOKIE).flow().unwrap().tgid();
         assert_eq!(dial(&maps, Protocol::Udp, PARK), Verdict::Pass);
         let flow = maps.socket(COOKIE).flow().unwrap();
         assert_eq!((flow.frontend, flow.backend_id), (at(VIP), 0));
@@ -190,7 +190,7 @@ mod connecting {
         switch(&mut maps, &[B], Empty::Refuse);
         assert_eq!(dial(&maps, Protocol::Udp, VIP), rewrite(B));
         let flow = maps.socket(COOKIE).flow().unwrap();
-        assert_eq!((flow.backend_id, flow.tgid), (11, owner));
+        assert_eq!((flow.backend_id, flow.tgid()), (11, owner));
     }
 
     #[test]
@@ -212,12 +212,12 @@ mod connecting {
     fn only_udp_sockets_say_who_owns_them() {
         let maps = world(&[A], Empty::Refuse);
         assert_eq!(dial(&maps, Protocol::Tcp, VIP), rewrite(A));
-        assert_eq!(maps.socket(COOKIE).flow().unwrap().tgid, 0);
+        assert_eq!(maps.socket(COOKIE).flow().unwrap().tgid(), 0);
         assert_eq!(
             connect(&maps.socket(1), Protocol::Udp, &at(VIP)),
             rewrite(A)
         );
-        assert_eq!(maps.socket(1).flow().unwrap().tgid, maps.socket(1).tgid());
+        assert_eq!(maps.socket(1).flow().unwrap().tgid(), maps.socket(1).tgid());
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn reserved(observed: &Observed) -> Vec<FrontendStatus> {
                 .map_or_else(|| "?".to_owned(), String::clone),
             service_id: 0,
             verdict: "refuse",
+            active: 0,
             backends: Vec::new(),
             outside: None,
             source_ranges: None,

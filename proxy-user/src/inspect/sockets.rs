@@ -176,7 +176,7 @@ impl<'a> Sockets<'a> {
         self.entries.iter().map(move |found| {
             let resolved = self.resolve(found);
             let (pid, idle_secs) = match found {
-                Found::Connected(_, flow) => ((flow.tgid != 0).then_some(flow.tgid), None),
+                Found::Connected(_, flow) => ((flow.tgid() != 0).then_some(flow.tgid()), None),
                 Found::Sends(_, flow) => (None, Some(seconds_since(flow.used_ns, now_ns))),
                 Found::Hears(..) => (None, None),
             };
@@ -266,10 +266,9 @@ mod tests {
             SocketFlow {
                 frontend: sock("10.96.0.10:80"),
                 backend: sock("10.1.1.2:8080"),
-                since_ns: 0,
                 backend_id,
                 service: 1,
-                tgid,
+                tgid_or_ms: tgid,
                 protocol: protocol.number(),
                 attempt: 0,
                 zero: [0; 2],

@@ -22,11 +22,12 @@ use proxy_common::{
 
 use super::{
     AffinityMap, Claim, Counted, Features, FlowMap, Mechanism, Note, PacketPath, PinError, Pins,
-    Programs, Sizes, link::Link, program_log, sizes, sys,
+    Programs, Sizes, SocketMap, link::Link, program_log, sizes, sys,
 };
 use crate::{
     expiry::monotonic_ns,
     maps::bpf::{BpfStore, OpenError},
+    recount,
 };
 
 /// The kernel object; empty when it was not built.
@@ -105,6 +106,9 @@ pub fn load(
         claim.give_up();
         return Err(LoadError::TooLarge(text));
     }
+    // Whose connections nobody has counted yet.
+    let is_uncounted = new.iter().any(|size| size.map == map::BACKEND_STATS)
+        && !claim.takes_along(map::BACKEND_STATS);
     let inherited_until_ns = inherited_until(claim.age());
     let mut loader = EbpfLoader::new();
     let log_level = program_log::level(fixed.debug_programs);
@@ -140,6 +144,12 @@ pub fn load(
             return Err(load_error(error, sizes));
         }
     };
+    let uncounted = if is_uncounted {
+        let sockets = SocketMap::from_pin(&claim.holder(map::SOCKETS))?;
+        Some((sockets, FlowMap::from_pin(&claim.holder(map::FLOWS))?))
+    } else {
+        None
+    };
     claim.settle()?;
     claim.note_memory();
     let programs = Programs::default();
@@ -167,6 +177,18 @@ pub fn load(
         program_log::follow(&mut ebpf)?;
     }
     let store = BpfStore::open(|name| take_map(&mut ebpf, name))?;
+    if let Some((sockets, flows)) = uncounted {
+        // Before an id is given to anybody.
+        match recount::at_start(&store, &sockets, &flows) {
+            Ok(0) => {}
+            Ok(backends) => log::info!("connections of {backends} backends are counted anew"),
+            Err(error) => {
+                log::warn!(
+                    "connections can't be counted: {error}; it is tried again with each sweep"
+                );
+            }
+        }
+    }
     Ok((
         Loaded {
             ebpf,
@@ -274,18 +296,16 @@ impl Loaded {
         mechanism: Mechanism,
     ) -> Result<(Claim, PacketPath, SweptMaps), LoadError> {
         let mut take = |name| take_map(&mut self.ebpf, name);
-        let counted = |name| {
-            Counted::from_pin(&self.pins.map(name)).map_err(|error| OpenError::Open {
-                map: name,
-                source: MapError::IoError(error),
-            })
-        };
+        let udp_flows = Counted::from_pin(&self.pins.map(map::UDP_FLOWS));
         let swept = SweptMaps {
             flows: FlowMap::new(take(map::FLOWS)?)?,
             half_open: FlowMap::half_open(take(map::HALF_OPEN)?)?,
             affinity: AffinityMap::new(take(map::AFFINITY)?)?,
-            sockets: counted(map::SOCKETS)?,
-            udp_flows: counted(map::UDP_FLOWS)?,
+            sockets: SocketMap::from_pin(&self.pins.map(map::SOCKETS))?,
+            udp_flows: udp_flows.map_err(|error| OpenError::Open {
+                map: map::UDP_FLOWS,
+                source: MapError::IoError(error),
+            })?,
         };
         let packet = PacketPath::new(self.ebpf, self.pins, mechanism, self.programs)?;
         Ok((self.claim, packet, swept))
@@ -315,7 +335,7 @@ pub struct SweptMaps {
     pub flows: FlowMap,
     pub half_open: FlowMap,
     pub affinity: AffinityMap,
-    pub sockets: Counted,
+    pub sockets: SocketMap,
     pub udp_flows: Counted,
 }
 

@@ -111,9 +111,9 @@ macro_rules! batched {
                 self.0.map.insert(key.to_bytes(), value.to_bytes(), 0)
             }
 
-            /// Whether there was one does not matter.
-            pub fn remove(&mut self, key: &$key) {
-                let _gone_already = self.0.map.remove(&key.to_bytes());
+            /// Whether there was one: of all who remove it at once, one is told so.
+            pub fn remove(&mut self, key: &$key) -> bool {
+                self.0.map.remove(&key.to_bytes()).is_ok()
             }
         }
     };

@@ -77,7 +77,7 @@ pub(super) const LAYOUTS: [Layout; 21] = {
         memory(map::FAILURES, 5, RingBuf, [0, 0]),
         memory(
             map::SOCKETS,
-            5,
+            2,
             Hash,
             [SocketCookie::SIZE, SocketFlow::SIZE],
         ),

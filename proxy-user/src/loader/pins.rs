@@ -409,6 +409,18 @@ impl Claim {
         self.begun.as_ref().unwrap_or(&self.directory).join(name)
     }
 
+    /// Whether what is in the map is going to be taken along from another one.
+    pub(super) fn takes_along(&self, name: &str) -> bool {
+        self.moved.iter().any(|(moved, _)| *moved == name)
+    }
+
+    /// Where what is in a map is now, before it is taken along.
+    pub(super) fn holder(&self, name: &str) -> PathBuf {
+        let mut moved = self.moved.iter();
+        let other = moved.find(|(moved, _)| *moved == name);
+        other.map_or_else(|| self.map(name), |(_, path)| path.clone())
+    }
+
     /// How long ago the first agent made its maps; no time, if this is the first. A map that is taken
     /// over keeps its age.
     pub(super) fn age(&self) -> Duration {

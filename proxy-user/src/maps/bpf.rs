@@ -31,6 +31,9 @@ const AFFINITY_AT: usize = offset_of!(Service, affinity);
 /// What a backend's failures lead to, and the failures (with what is always 0).
 const PASSED_OVER_AT: usize = offset_of!(BackendStats, passed_over_until_ns);
 const FAILURES_AT: usize = offset_of!(BackendStats, failures);
+/// Of a backend's figures.
+const CONNECTIONS_AT: usize = offset_of!(BackendStats, connections);
+const ACTIVE_AT: usize = offset_of!(BackendStats, active);
 /// Before the bits of a source range come those of its service.
 const SERVICE_BITS: u32 = 32;
 
@@ -60,6 +63,15 @@ impl fmt::Debug for BpfStore {
             .field("capacity", &self.capacity())
             .finish_non_exhaustive()
     }
+}
+
+/// Connections there are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Active {
+    /// By service id.
+    pub services: HashMap<u32, u64>,
+    /// Those of backends that get no new ones, or are gone.
+    pub draining: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -354,7 +366,7 @@ impl BpfStore {
         counted(&self.service_stats, ServiceStats::from_bytes)
     }
 
-    /// The same of backends.
+    /// The same of backends, in the order of their ids.
     pub fn backend_stats(&self) -> Result<Vec<(u32, BackendStats)>, StoreError> {
         counted(&self.backend_stats, BackendStats::from_bytes)
     }
@@ -367,6 +379,43 @@ impl BpfStore {
     pub fn backend_stats_of(&self, id: u32) -> Option<BackendStats> {
         let bytes = self.backend_stats.load(id).ok()?;
         Some(BackendStats::from_bytes(bytes))
+    }
+
+    /// The connections there are now, by service id; and those of backends that get no new ones.
+    pub fn active(&self) -> Result<Active, StoreError> {
+        let backends = self.backends.for_a_pass();
+        let mut found = Active::default();
+        for (id, stats) in self.backend_stats()? {
+            let Ok(active @ 1..) = u64::try_from(stats.active) else {
+                continue;
+            };
+            let backend = Backend::from_bytes(backends.load(id)?);
+            if backend.service != 0 {
+                *found.services.entry(backend.service).or_default() += active;
+            }
+            if backend.service == 0 || backend.flags & Backend::CHOSEN == 0 {
+                found.draining += active;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Adds to the connections that a backend has, also while programs do. An id that there is not has
+    /// none.
+    pub fn add_active(&self, backend: u32, by: i64) {
+        let _there_is_none = self.backend_stats.add_i64(backend, ACTIVE_AT, by);
+    }
+
+    /// How many connections each backend has, as nobody has counted them yet.
+    pub fn set_active(&self, counted: &HashMap<u32, i64>) -> Result<(), StoreError> {
+        for id in 1..self.backend_stats.capacity() {
+            let active = counted.get(&id).copied().unwrap_or(0);
+            let active = active.cast_unsigned();
+            if self.backend_stats.load_u64(id, ACTIVE_AT)? != active {
+                self.backend_stats.store_u64(id, ACTIVE_AT, active)?;
+            }
+        }
+        Ok(())
     }
 
     /// Connected sockets that are remembered now, and for how many there is room.
@@ -551,7 +600,7 @@ impl MapStore for BpfStore {
             Step::ClearBackend { id } => {
                 // The service makes a backend valid: it goes first, and alone.
                 // Its connections are counted until the last of them has ended.
-                self.backend_stats.store_u64(*id, 0, 0)?;
+                self.backend_stats.store_u64(*id, CONNECTIONS_AT, 0)?;
                 self.forget_failures(*id)?;
                 let cleared = Backend {
                     service: 0,
@@ -624,6 +673,12 @@ impl MapStore for BpfStore {
         }
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        // An id that can't be read is not given to anybody.
+        let active = self.backend_stats.load_u64(backend, ACTIVE_AT);
+        active.map_or(true, |active| active != 0)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         let mut steps = Vec::new();
         for key in self.frontends.map.keys() {
@@ -688,10 +743,17 @@ impl MapStore for BpfStore {
             ranges.insert(range);
         }
         observed.service_nets = self.each_service_net().collect::<Result<_, _>>()?;
+        for (id, stats) in self.backend_stats()? {
+            if stats.active != 0 {
+                observed.active.insert(id, stats.active);
+            }
+        }
         for id in 1..backends.capacity() {
             let backend = Backend::from_bytes(backends.load(id)?);
             if backend.service != 0 {
                 observed.backends.insert(id, backend);
+            } else if backend.protocol != 0 && observed.active.contains_key(&id) {
+                observed.gone.insert(id, backend);
             }
         }
         Ok(observed)

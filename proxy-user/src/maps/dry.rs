@@ -150,6 +150,10 @@ impl MapStore for DryStore {
         }
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        self.now.active.contains_key(&backend)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         Ok(self.now.removals())
     }

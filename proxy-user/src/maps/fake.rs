@@ -181,6 +181,11 @@ impl MapStore for FakeStore {
         }
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        let stats = self.maps.backend_stats.borrow();
+        stats.get(&backend).is_some_and(|stats| stats.active != 0)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         Ok(self.observe()?.removals())
     }
@@ -205,6 +210,11 @@ impl MapStore for FakeStore {
                 (first, ids)
             })
             .collect();
+        let stats = self.maps.backend_stats.borrow();
+        let active: HashMap<u32, i64> = (stats.iter())
+            .filter(|(_, stats)| stats.active != 0)
+            .map(|(id, stats)| (*id, stats.active))
+            .collect();
         let backends: HashMap<u32, Backend> = self
             .maps
             .backends
@@ -225,6 +235,11 @@ impl MapStore for FakeStore {
                 .map(|(service, ranges)| (*service, nets(ranges)))
                 .collect(),
             service_nets: nets(&self.maps.service_nets),
+            gone: (active.keys())
+                .filter_map(|id| Some((*id, *self.maps.backends.get(id)?)))
+                .filter(|(_, backend)| backend.service == 0)
+                .collect(),
+            active,
         })
     }
 

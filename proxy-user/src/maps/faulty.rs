@@ -105,6 +105,10 @@ impl<S: MapStore> MapStore for Faulty<S> {
         !self.fails() && self.inner.holds(step)
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        self.fails() || self.inner.is_busy(backend)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         if self.fails() {
             return Err(self.error());

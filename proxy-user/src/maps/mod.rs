@@ -85,6 +85,10 @@ pub struct Observed {
     /// By service id.
     pub source_ranges: HashMap<u32, BTreeSet<IpNet>>,
     pub service_nets: BTreeSet<IpNet>,
+    /// [`BackendStats::active`](proxy_common::abi::BackendStats::active) by backend id, where it isn't 0.
+    pub active: HashMap<u32, i64>,
+    /// Backends without a service that have connections left, by id: what they were, where that is known.
+    pub gone: HashMap<u32, Backend>,
 }
 
 impl Observed {
@@ -134,6 +138,20 @@ impl Observed {
             .collect()
     }
 
+    /// How many connections of this node the backend has.
+    pub fn connections(&self, backend: u32) -> u64 {
+        let active = self.active.get(&backend).copied().unwrap_or(0);
+        // What is below 0 is about to be set right.
+        u64::try_from(active).unwrap_or(0)
+    }
+
+    /// Backends of no Service that have connections left, with what is known of them.
+    pub fn gone(&self) -> impl Iterator<Item = (u32, Option<&Backend>)> {
+        let left = self.active.keys().filter(|id| self.connections(**id) > 0);
+        left.filter(|id| !self.backends.contains_key(*id))
+            .map(|id| (*id, self.gone.get(id)))
+    }
+
     /// Ids of the backends that get new connections.
     pub fn slotted(&self) -> HashSet<u32> {
         self.slots.values().flatten().copied().collect()
@@ -170,6 +188,9 @@ pub trait MapStore {
 
     /// Whether the step would change nothing. An entry that can't be read is not there.
     fn holds(&self, step: &Step) -> bool;
+
+    /// Whether connections name the backend's id; also if that can't be read.
+    fn is_busy(&self, backend: u32) -> bool;
 
     /// The steps that would remove every entry of the maps that have entries: all but the arrays.
     fn removals(&self) -> Result<Vec<Step>, StoreError>;

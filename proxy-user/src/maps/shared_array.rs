@@ -142,6 +142,14 @@ impl SharedArray {
         Ok(())
     }
 
+    /// Adds to eight bytes of the element, also while programs do.
+    pub(super) fn add_i64(&self, index: u32, offset: usize, by: i64) -> Result<(), StoreError> {
+        let word = self.word64(index, offset)?;
+        // Two's complement: to wrap is to subtract.
+        word.fetch_add(by.cast_unsigned(), Ordering::AcqRel);
+        Ok(())
+    }
+
     pub(super) fn load_u32(&self, index: u32) -> Result<u32, StoreError> {
         Ok(self.word32(index, 0)?.load(Ordering::Acquire))
     }
@@ -152,10 +160,17 @@ impl SharedArray {
     }
 
     /// The element, word by word from the last to the first: what its last word guards is read
-    /// after it.
+    /// after it. Words are as long as its size lets them be: a number is read whole.
     pub(super) fn load<const N: usize>(&self, index: u32) -> Result<[u8; N], StoreError> {
         const { assert!(N.is_multiple_of(4)) };
         let mut bytes = [0; N];
+        if N.is_multiple_of(8) {
+            for offset in (0..N).step_by(8).rev() {
+                let word = self.load_u64(index, offset)?;
+                bytes[offset..offset + 8].copy_from_slice(&word.to_ne_bytes());
+            }
+            return Ok(bytes);
+        }
         for offset in (0..N).step_by(4).rev() {
             let word = self.word32(index, offset)?.load(Ordering::Acquire);
             bytes[offset..offset + 4].copy_from_slice(&word.to_ne_bytes());

@@ -15,7 +15,10 @@ use proxy_common::abi::{Counter, ServiceStats};
 use super::services::{ServicePort, Services};
 use crate::{
     loader::{Account, Pins, Programs, Taken},
-    maps::{MapStore as _, StoreError, bpf::BpfStore},
+    maps::{
+        MapStore as _, StoreError,
+        bpf::{Active, BpfStore},
+    },
     plan::IdChange,
 };
 
@@ -24,6 +27,7 @@ pub(crate) trait KernelView: fmt::Debug + Send + Sync {
     fn outcomes(&self) -> Result<Vec<(Counter, u64)>, StoreError>;
     /// By service id.
     fn services(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError>;
+    fn active(&self) -> Result<Active, StoreError>;
     fn programs(&self) -> Vec<Account>;
     fn maps(&self) -> Vec<Taken>;
 }
@@ -43,6 +47,10 @@ impl KernelView for Ours {
 
     fn services(&self) -> Result<Vec<(u32, ServiceStats)>, StoreError> {
         self.store.service_stats()
+    }
+
+    fn active(&self) -> Result<Active, StoreError> {
+        self.store.active()
     }
 
     fn programs(&self) -> Vec<Account> {
@@ -105,6 +113,13 @@ impl Collector for Kernel {
             }
             Err(error) => log::debug!("metrics: {error}"),
         }
+        match view.active() {
+            Ok(active) => {
+                let sums = lock(&self.services).sum(&active.services);
+                encode_active(&mut encoder, &sums, active.draining)?;
+            }
+            Err(error) => log::debug!("metrics: {error}"),
+        }
         encode_programs(&mut encoder, &view.programs())?;
         encode_maps(&mut encoder, &view.maps())
     }
@@ -151,15 +166,41 @@ fn encode_services(
     for (name, help, of) in families {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (port, stats) in services {
-            let labels = [
-                ("namespace", &*port.service.namespace),
-                ("service", &*port.service.name),
-                ("port", &*port.port),
-            ];
-            ConstCounter::new(of(stats)).encode(family.encode_family(&labels)?)?;
+            ConstCounter::new(of(stats)).encode(family.encode_family(&labels(port))?)?;
         }
     }
     Ok(())
+}
+
+fn labels(port: &ServicePort) -> [(&'static str, &str); 3] {
+    [
+        ("namespace", &port.service.namespace),
+        ("service", &port.service.name),
+        ("port", &port.port),
+    ]
+}
+
+fn encode_active(
+    encoder: &mut DescriptorEncoder<'_>,
+    services: &[(ServicePort, u64)],
+    draining: u64,
+) -> Result<(), fmt::Error> {
+    let mut family = encoder.encode_descriptor(
+        "service_active_connections",
+        "Connections through this node that are open now, by Service port",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (port, count) in services {
+        ConstGauge::new(*count).encode(family.encode_family(&labels(port))?)?;
+    }
+    let encoder = encoder.encode_descriptor(
+        "draining_connections",
+        "Those that are open now to backends that get no new ones: terminating, of weight 0, or gone",
+        None,
+        MetricType::Gauge,
+    )?;
+    ConstGauge::new(draining).encode(encoder)
 }
 
 fn encode_programs(

@@ -19,7 +19,7 @@ use crate::{
     health::ProxyHealth,
     keeper::Attached,
     loader::{Account, Taken},
-    maps::StoreError,
+    maps::{StoreError, bpf::Active},
     model::{Family, ObjectName, PortKey, Scope},
     plan::IdChange,
     watch::kube::{Contact, Requests},
@@ -40,6 +40,13 @@ impl KernelView for Talkative {
             failures: 1,
         };
         Ok(vec![(1, stats)])
+    }
+
+    fn active(&self) -> Result<Active, StoreError> {
+        Ok(Active {
+            services: [(1, 2)].into(),
+            draining: 1,
+        })
     }
 
     fn programs(&self) -> Vec<Account> {

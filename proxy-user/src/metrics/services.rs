@@ -3,7 +3,7 @@
 //! A port has an id for each family and list (of the cluster, of this node), and an id stands for one port after
 //! another. What is shown is the sum of what was counted while an id stood for the port, so it never falls as long
 //! as the port lives. So many ports have a series of their own: whoever comes first keeps it until it goes. The
-//! others are one series, however many they are.
+//! others are one series, however many they are. What there is now, connections, has the same series.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -145,6 +145,22 @@ impl Services {
         shown.push((ServicePort::other(), self.other));
         shown
     }
+
+    /// `now`: how many there are by service id. The sums of each port that has a series of its own, sorted,
+    /// and of the others last.
+    pub(super) fn sum(&self, now: &std::collections::HashMap<u32, u64>) -> Vec<(ServicePort, u64)> {
+        let own = self.ports.iter().filter(|(_, known)| known.own.is_some());
+        let mut own: BTreeMap<&ServicePort, u64> = own.map(|(port, _)| (port, 0)).collect();
+        let mut other = 0;
+        for (id, count) in now {
+            let Some(key) = self.owners.get(id) else {
+                continue;
+            };
+            *own.get_mut(&ServicePort::of(key)).unwrap_or(&mut other) += count;
+        }
+        let own = own.into_iter().map(|(port, count)| (port.clone(), count));
+        own.chain([(ServicePort::other(), other)]).collect()
+    }
 }
 
 /// What was counted since `before`; less than then means that it was begun anew.
@@ -243,6 +259,29 @@ mod tests {
         assert_eq!(
             shown(&mut services, &[(3, 5)]),
             series(&[("c", 5), ("_other", 111)])
+        );
+    }
+
+    #[test]
+    fn what_there_is_now_is_summed_by_the_same_series() {
+        let mut services = Services::new(1);
+        services.follow(vec![
+            given(1, "a"),
+            IdChange::Given(2, key("a", Family::V6)),
+            given(3, "b"),
+            given(4, "c"),
+        ]);
+        let now = [(1, 5), (2, 1), (3, 20), (4, 300), (9, 7)].into();
+        let sums = |services: &Services, now| -> Vec<(String, u64)> {
+            let sums = services.sum(now).into_iter();
+            sums.map(|(port, count)| (port.service.name.to_string(), count))
+                .collect()
+        };
+        assert_eq!(sums(&services, &now), series(&[("a", 6), ("_other", 320)]));
+        // A port without any is 0, and not missing.
+        assert_eq!(
+            sums(&services, &[].into()),
+            series(&[("a", 0), ("_other", 0)])
         );
     }
 

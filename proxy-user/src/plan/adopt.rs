@@ -91,6 +91,10 @@ impl Planner {
                 _ => planner.strays.push(Step::ClearBackend { id }),
             }
         }
+        // Those of nobody else are of endpoints that are gone.
+        for id in observed.active.keys() {
+            planner.backend_ids.keep_busy(*id);
+        }
         for (key, frontend) in &observed.frontends {
             if let Some(ip) = address_of(key) {
                 planner.addresses.adopt(ip);

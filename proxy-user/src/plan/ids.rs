@@ -6,12 +6,21 @@ use proxy_common::abi::map;
 
 /// There is no room left in a map; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the map {map} is full: {needed} more needed, {used} of {capacity} used")]
+#[error("the map {map} is full: {needed} more needed, {used} of {capacity} used{}", kept(*.by_connections))]
 pub struct Full {
     pub map: &'static str,
     pub needed: u64,
     pub used: u64,
     pub capacity: u64,
+    /// Those of the used that only connections of endpoints that are gone still name.
+    pub by_connections: u64,
+}
+
+fn kept(by_connections: u64) -> String {
+    match by_connections {
+        0 => String::new(),
+        count => format!(" ({count} of them by connections of endpoints that are gone)"),
+    }
 }
 
 impl Full {
@@ -48,6 +57,8 @@ pub(super) struct IdPool {
     next: u32,
     free: BTreeSet<u32>,
     waiting: Vec<(Epoch, u32)>,
+    /// No program gives them to anybody any more, but there are connections that name them.
+    busy: BTreeSet<u32>,
 }
 
 impl IdPool {
@@ -58,10 +69,11 @@ impl IdPool {
             next: 1,
             free: BTreeSet::new(),
             waiting: Vec::new(),
+            busy: BTreeSet::new(),
         }
     }
 
-    /// Ids that are taken or waiting.
+    /// Ids that are taken, waiting or busy.
     pub(super) fn used(&self) -> u64 {
         u64::from(self.next - 1) - self.free.len() as u64
     }
@@ -76,6 +88,7 @@ impl IdPool {
             needed,
             used: self.used(),
             capacity: self.capacity.into(),
+            by_connections: self.busy.len() as u64,
         }
     }
 
@@ -113,16 +126,43 @@ impl IdPool {
         self.waiting.push((epoch, id));
     }
 
-    /// Every program that started in `epoch` or before has ended.
-    pub(super) fn passed(&mut self, epoch: Epoch) {
-        let free = &mut self.free;
+    /// The id belongs to nobody, and is used again when its connections have ended: one that is not
+    /// adopted.
+    pub(super) fn keep_busy(&mut self, id: u32) {
+        if self.adopt(id) {
+            self.busy.insert(id);
+        }
+    }
+
+    /// Every program that started in `epoch` or before has ended. `is_busy`: whether connections name the
+    /// id.
+    pub(super) fn passed(&mut self, epoch: Epoch, is_busy: impl Fn(u32) -> bool) {
+        let busy = &mut self.busy;
         self.waiting.retain(|(at, id)| {
             if *at <= epoch {
-                free.insert(*id);
+                busy.insert(*id);
             }
             *at > epoch
         });
+        self.look_again(is_busy);
     }
+
+    /// Frees what is busy no more.
+    pub(super) fn look_again(&mut self, is_busy: impl Fn(u32) -> bool) {
+        let free = &mut self.free;
+        self.busy.retain(|id| {
+            let is_busy = is_busy(*id);
+            if !is_busy {
+                free.insert(*id);
+            }
+            is_busy
+        });
+    }
+}
+
+/// For ids that no connection names: those of Services.
+pub(super) fn never_busy(_: u32) -> bool {
+    false
 }
 
 /// A run of slots: `1 << order` of them from `first`, aligned to its size.
@@ -184,6 +224,7 @@ impl RunPool {
                 needed: 1 << order,
                 used: self.used,
                 capacity: self.capacity.into(),
+                by_connections: 0,
             });
         };
         self.remove_free(at, first);
@@ -278,10 +319,45 @@ mod tests {
         let mut pool = IdPool::new("M", 1);
         let id = pool.take().unwrap();
         pool.retire(5, id);
-        pool.passed(4);
+        pool.passed(4, never_busy);
         assert_eq!(pool.take(), Err(pool.full(1)));
-        pool.passed(5);
+        pool.passed(5, never_busy);
         assert_eq!(pool.take(), Ok(id));
+    }
+
+    #[test]
+    fn an_id_that_connections_name_waits_for_the_last_of_them() {
+        let mut pool = IdPool::new("M", 2);
+        let (old, other) = (pool.take().unwrap(), pool.take().unwrap());
+        pool.retire(1, old);
+        pool.retire(1, other);
+        pool.passed(1, |id| id == old);
+        assert_eq!(pool.take(), Ok(other));
+        let full = pool.take().unwrap_err();
+        assert_eq!((full.used, full.by_connections), (2, 1));
+        assert_eq!(
+            full.to_string(),
+            "the map M is full: 1 more needed, 2 of 2 used \
+             (1 of them by connections of endpoints that are gone)"
+        );
+        pool.look_again(|id| id == old);
+        assert!(pool.take().is_err());
+        pool.look_again(never_busy);
+        assert_eq!((pool.used(), pool.take()), (1, Ok(old)));
+    }
+
+    #[test]
+    fn an_id_that_was_found_busy_is_nobodys_until_it_is_not() {
+        let mut pool = IdPool::new("M", 3);
+        assert!(pool.adopt(1));
+        // Of those only 3 is one that may be kept.
+        for id in [0, 1, 3, 4] {
+            pool.keep_busy(id);
+        }
+        assert_eq!((pool.used(), pool.take()), (2, Ok(2)));
+        assert_eq!(pool.take().unwrap_err().by_connections, 1);
+        pool.look_again(never_busy);
+        assert_eq!(pool.take(), Ok(3));
     }
 
     #[test]
@@ -356,6 +432,54 @@ mod tests {
     }
 
     proptest! {
+        /// Connections come to ids that are taken, outlive what had the id, and end; the pool is asked
+        /// for ids, and told of grace periods, in any order. Now and then the agent begins anew.
+        #[test]
+        fn no_id_is_ever_given_out_while_connections_name_it(
+            ops in prop::collection::vec((0_u8..7, any::<prop::sample::Index>()), 1..200),
+        ) {
+            const CAPACITY: u32 = 6;
+            let mut pool = IdPool::new("M", CAPACITY);
+            let mut taken: Vec<u32> = Vec::new();
+            let mut connections: Vec<u32> = Vec::new();
+            let mut epoch = 1;
+            for (op, index) in ops {
+                let busy: BTreeSet<u32> = connections.iter().copied().collect();
+                let is_busy = |id: u32| busy.contains(&id);
+                match op {
+                    0 | 1 => {
+                        if let Ok(id) = pool.take() {
+                            prop_assert!(!is_busy(id) && !taken.contains(&id), "{id}");
+                            taken.push(id);
+                        }
+                    }
+                    2 if !taken.is_empty() => connections.push(taken[index.index(taken.len())]),
+                    3 if !taken.is_empty() => {
+                        pool.retire(epoch, taken.swap_remove(index.index(taken.len())));
+                    }
+                    4 if !connections.is_empty() => {
+                        connections.swap_remove(index.index(connections.len()));
+                    }
+                    5 => {
+                        pool.passed(epoch, is_busy);
+                        epoch += 1;
+                    }
+                    6 => {
+                        pool = IdPool::new("M", CAPACITY);
+                        for id in &taken {
+                            prop_assert!(pool.adopt(*id));
+                        }
+                        busy.iter().for_each(|id| pool.keep_busy(*id));
+                    }
+                    _ => pool.look_again(is_busy),
+                }
+                prop_assert!(pool.used() >= taken.len() as u64);
+            }
+            // In the end nothing is lost.
+            pool.passed(epoch, never_busy);
+            prop_assert_eq!(pool.used(), taken.len() as u64);
+        }
+
         #[test]
         fn runs_never_overlap_and_join_again(ops in prop::collection::vec((any::<bool>(), 0u32..5, any::<prop::sample::Index>()), 1..200)) {
             let mut pool = RunPool::new("M", 64);

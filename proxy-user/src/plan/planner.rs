@@ -423,6 +423,7 @@ impl Planner {
             needed,
             used,
             capacity,
+            by_connections: 0,
         })
     }
 
@@ -509,6 +510,7 @@ impl Planner {
                 needed: missing_ranges.len() as u64,
                 used: ranges_used,
                 capacity: self.source_range_capacity.into(),
+                by_connections: 0,
             });
         }
         let additional = snapshot

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proxy_common::abi::{ServiceAffinity, ServiceWord};
 
 use super::{
-    ids::Epoch,
+    ids::{Epoch, never_busy},
     planner::{Plan, Planned, Planner},
     step::Step,
 };
@@ -21,10 +21,11 @@ impl Planner {
     }
 
     /// Every program that ran in `epoch` has ended. Returns the steps that reclaim what nobody can
-    /// see any more; execute and report them as any other plan.
-    pub fn passed(&mut self, epoch: Epoch) -> Plan {
-        self.service_ids.passed(epoch);
-        self.backend_ids.passed(epoch);
+    /// see any more; execute and report them as any other plan. `is_busy`: whether connections name the
+    /// backend's id.
+    pub fn passed(&mut self, epoch: Epoch, is_busy: impl Fn(u32) -> bool) -> Plan {
+        self.service_ids.passed(epoch, never_busy);
+        self.backend_ids.passed(epoch, is_busy);
         self.runs.passed(epoch);
         let mut plan = Plan::default();
         while let Some((at, key)) = self.disused.pop_first() {
@@ -71,5 +72,10 @@ impl Planner {
         }
         plan.steps.sort_by_key(|planned| planned.step.phase());
         plan
+    }
+
+    /// Ids of backends that are gone whose last connection has ended meanwhile are free again.
+    pub fn look_again(&mut self, is_busy: impl Fn(u32) -> bool) {
+        self.backend_ids.look_again(is_busy);
     }
 }

@@ -2,17 +2,14 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use proxy_common::{
-    abi::{Backend, BackendStats, Direction, SockAddr, UDP_IDLE_NS, map},
-    datapath::conntrack,
-};
+use proxy_common::abi::{Backend, BackendStats, SockAddr, UDP_IDLE_NS, map};
 
 use super::{BackendTotals, Sample};
 use crate::{
     cli::CliError,
     expiry::monotonic_ns,
     failover::shown::time_left,
-    loader::{FlowMap, PinError, Pins, SocketMap, UdpFlowMap},
+    loader::{PinError, Pins, UdpFlowMap},
     maps::{MapStore as _, bpf::BpfStore},
 };
 
@@ -20,8 +17,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Reader {
     store: BpfStore,
-    sockets: SocketMap,
-    flows: FlowMap,
     udp_flows: UdpFlowMap,
 }
 
@@ -29,8 +24,6 @@ impl Reader {
     pub(crate) fn new(pins: &Pins) -> Result<Self, CliError> {
         Ok(Self {
             store: pins.open_store()?,
-            sockets: SocketMap::from_pin(&pins.map(map::SOCKETS)).map_err(PinError::from)?,
-            flows: FlowMap::from_pin(&pins.map(map::FLOWS)).map_err(PinError::from)?,
             udp_flows: UdpFlowMap::from_pin(&pins.map(map::UDP_FLOWS)).map_err(PinError::from)?,
         })
     }
@@ -59,7 +52,7 @@ impl Reader {
             }
         }
         let stats: HashMap<u32, BackendStats> = self.store.backend_stats()?.into_iter().collect();
-        let active = self.active(now_ns)?;
+        let udp_flows = self.udp_flows(now_ns)?;
         for (id, backend) in &observed.backends {
             let address = SockAddr::from_parts(backend.addr, backend.port_be).socket_addr();
             let Some(totals) =
@@ -72,37 +65,26 @@ impl Reader {
             let stats = stats.get(id).copied().unwrap_or_default();
             of.connections += stats.connections;
             of.is_passed_over |= time_left(&stats, now_ns).is_some();
-            of.active += active.get(id).copied().unwrap_or(0);
+            of.active += observed.connections(*id) + udp_flows.get(id).copied().unwrap_or(0);
             of.is_chosen |= backend.flags & Backend::CHOSEN != 0;
             of.is_local |= backend.flags & Backend::LOCAL != 0;
         }
         Ok(sample)
     }
 
-    /// How many sockets and flows each backend has, by its id.
-    fn active(&self, now_ns: u64) -> Result<HashMap<u32, u64>, CliError> {
+    /// How many flows of unconnected UDP sockets each backend has, by its id: nobody closes them, so the
+    /// programs don't count them.
+    fn udp_flows(&self, now_ns: u64) -> Result<HashMap<u32, u64>, CliError> {
         let mut active: HashMap<u32, u64> = HashMap::new();
-        let failed = |what| move |source| CliError::Io { what, source };
-        let sockets = self.sockets.each(|_, flow| {
-            if flow.backend_id != 0 {
-                *active.entry(flow.backend_id).or_default() += 1;
-            }
-        });
-        sockets.map_err(failed("the map of sockets"))?;
-        let flows = self.flows.each(|_, entry| {
-            if matches!(Direction::from_number(entry.direction), Direction::Original)
-                && !conntrack::is_closed(entry.state)
-            {
-                *active.entry(entry.backend_id).or_default() += 1;
-            }
-        });
-        flows.map_err(failed("the map of flows"))?;
         let udp_flows = self.udp_flows.each(|_, flow| {
             if now_ns.saturating_sub(flow.used_ns) < UDP_IDLE_NS {
                 *active.entry(flow.backend_id).or_default() += 1;
             }
         });
-        udp_flows.map_err(failed("the map of UDP flows"))?;
+        udp_flows.map_err(|source| CliError::Io {
+            what: "the map of UDP flows",
+            source,
+        })?;
         Ok(active)
     }
 }

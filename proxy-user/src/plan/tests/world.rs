@@ -254,6 +254,10 @@ impl MapStore for Checked {
         self.inner.holds(step)
     }
 
+    fn is_busy(&self, backend: u32) -> bool {
+        self.inner.is_busy(backend)
+    }
+
     fn removals(&self) -> Result<Vec<Step>, StoreError> {
         self.inner.removals()
     }
@@ -551,7 +555,8 @@ impl World {
             self.store
                 .readers
                 .retain(|reader| reader.until.is_none_or(|until| until > epoch));
-            let plan = self.planner.passed(epoch);
+            let store = &self.store;
+            let plan = self.planner.passed(epoch, |id| store.is_busy(id));
             self.store.failure = failure;
             self.carry_out(plan);
         }
