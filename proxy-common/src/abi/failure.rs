@@ -11,7 +11,7 @@ abi_struct! {
         pub service: u32,
         /// Which; `BackendStats::failures` says how often since it last answered.
         pub backend_id: u32,
-        /// The index of a [`Counter`](super::Counter): how it failed.
+        /// The index of a `Counter`: how it failed.
         pub outcome: u32,
         /// Always 0.
         pub zero: u32,
