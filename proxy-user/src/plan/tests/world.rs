@@ -14,7 +14,7 @@ use proxy_common::{
     },
     datapath::{
         lookup::{NoChoice, Visit, choose},
-        socket::{Verdict, connect},
+        socket::{Socket as _, Verdict, closed, connect},
     },
 };
 
@@ -103,7 +103,14 @@ fn dial(
     let count = |counter| maps.counter(counter);
     let before = [Counter::ConnectNotAllowed, Counter::ConnectUndefinedPort].map(count);
     let to = SockAddr::from(SocketAddr::new(address.ip, address.port));
-    let verdict = connect(&maps.socket(cookie), address.protocol, &to);
+    let socket = maps.socket(cookie);
+    let verdict = connect(&socket, address.protocol, &to);
+    // Whoever stays connected keeps the backend's id from others.
+    if let Some(flow) = socket.flow()
+        && socket.forget_flow()
+    {
+        closed(&socket, &flow, false);
+    }
     if count(Counter::ConnectNotAllowed) > before[0] {
         assert_eq!(verdict, Verdict::Drop);
         return None;
