@@ -237,7 +237,8 @@ pub fn many_at_once<T: Send>(count: u16, work: impl Fn(u16) -> Result<T> + Sync)
 /// Connections by backend; who has none is left out.
 pub type Open = BTreeMap<String, i64>;
 
-/// What the kernel counts, by the pod at the backend's address; of ids that nobody has, by `id <number>`.
+/// What the kernel counts, by the pod at the backend's address, which an id that waits for its connections keeps; others
+/// by `id <number>`.
 pub fn counted(agent: &Agent, world: &World) -> Result<Open> {
     let directory = agent.pins();
     let root = directory.ancestors().nth(2).context("a bpffs")?;
@@ -247,8 +248,9 @@ pub fn counted(agent: &Agent, world: &World) -> Result<Open> {
         if stats.active == 0 {
             continue;
         }
-        let backend = store.backend(id).filter(|backend| backend.service != 0);
-        let name = backend.and_then(|backend| name_of(world, backend.addr.ip()));
+        let name = store
+            .backend(id)
+            .and_then(|backend| name_of(world, backend.addr.ip()));
         *open.entry(name.unwrap_or(format!("id {id}"))).or_default() += stats.active;
     }
     Ok(open)
