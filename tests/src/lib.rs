@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod balance;
 pub mod bench;
 pub mod binaries;
 pub mod bpf;
