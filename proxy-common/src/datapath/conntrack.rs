@@ -34,9 +34,10 @@ pub trait Conntrack {
     /// Writes the entry. Whether there was room.
     #[must_use]
     fn put(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
-    /// Writes the state, proof and time of `entry` into the one that is there. Whether there is one.
+    /// Makes the change to the entry that is there: of its state only the bits that it names, whatever
+    /// another CPU has written meanwhile.
     #[must_use]
-    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool;
+    fn amend(&self, table: Table, key: &Tuple, change: &Change) -> Amended;
     /// Whether there was one.
     fn forget(&self, table: Table, key: &Tuple) -> bool;
     /// Makes this CPU the only one that takes over the reply tuple `key`, until [`unlock`](Self::unlock).
@@ -168,27 +169,98 @@ fn is_silent_for(entry: &FlowEntry, protocol: u8, now_ns: u64, closed: u64, unpr
     now_ns.saturating_sub(entry.used_ns) >= milliseconds * MILLISECOND_NS
 }
 
-/// The state after a packet.
-#[inline(always)]
-pub fn next_state(protocol: u8, state: u8, direction: Direction, tcp_flags: u8) -> u8 {
-    let (fin, reset) = match direction {
-        Direction::Original => (state::FIN_ORIGINAL, state::RESET_ORIGINAL),
-        Direction::Reply => (state::FIN_REPLY, state::RESET_REPLY),
+/// What a packet changes of its flow's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub used_ns: u64,
+    /// 0: what it was.
+    pub proof: u32,
+    /// Bits of the state that are 1 from now on.
+    pub set: u8,
+    /// Bits of the state that are 0 from now on.
+    pub clear: u8,
+}
+
+/// What came of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Amended {
+    pub was_there: bool,
+    /// The state before; 0 if it was not there.
+    pub before: u8,
+    /// The state after; 0 if it was not there.
+    pub after: u8,
+}
+
+impl Amended {
+    pub const MISSING: Self = Self {
+        was_there: false,
+        before: 0,
+        after: 0,
     };
-    let mut next = state;
-    if matches!(direction, Direction::Reply) {
-        next |= state::REPLIED;
-    }
-    if protocol == Protocol::Tcp.number() {
-        next &= !reset;
-        if tcp_flags & tcp::FIN != 0 {
-            next |= fin;
+}
+
+impl Change {
+    /// Of a packet that says nothing but that its flow is alive.
+    #[inline(always)]
+    pub const fn alive(used_ns: u64) -> Self {
+        Self {
+            used_ns,
+            proof: 0,
+            set: 0,
+            clear: 0,
         }
-        if tcp_flags & tcp::RST != 0 {
-            next |= reset;
+    }
+
+    /// Of a packet; whether it proves the flow is not told here.
+    #[inline(always)]
+    pub fn of_packet(protocol: u8, direction: Direction, tcp_flags: u8, used_ns: u64) -> Self {
+        let (fin, reset, mut set) = match direction {
+            Direction::Original => (state::FIN_ORIGINAL, state::RESET_ORIGINAL, 0),
+            Direction::Reply => (state::FIN_REPLY, state::RESET_REPLY, state::REPLIED),
+        };
+        let mut clear = 0;
+        if protocol == Protocol::Tcp.number() {
+            clear = reset;
+            if tcp_flags & tcp::FIN != 0 {
+                set |= fin;
+            }
+            if tcp_flags & tcp::RST != 0 {
+                set |= reset;
+            }
+        }
+        Self {
+            used_ns,
+            proof: 0,
+            set,
+            clear,
         }
     }
-    next
+
+    /// Changes an entry of the table that nobody else has at hand.
+    #[cfg(any(test, feature = "std"))]
+    pub fn make(&self, table: Table, entry: &mut FlowEntry) -> Amended {
+        let before = entry.state;
+        entry.used_ns = self.used_ns;
+        if self.proof != 0 {
+            entry.proof = self.proof;
+        }
+        entry.state = self.applied_to(table, before);
+        Amended {
+            was_there: true,
+            before,
+            after: entry.state,
+        }
+    }
+
+    /// The state of an entry in the table after the change.
+    #[inline(always)]
+    pub const fn applied_to(&self, table: Table, state: u8) -> u8 {
+        let next = (state & !self.clear | self.set) & !state::COUNTED;
+        match table {
+            Table::HalfOpen => next,
+            Table::Established => next | counted(next),
+        }
+    }
 }
 
 /// Whether both sides are done with it, so that its client's port may begin anew.

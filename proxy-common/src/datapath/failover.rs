@@ -8,7 +8,7 @@ use crate::abi::{AttemptFailure, Counter, SockAddr};
 #[repr(u8)]
 pub enum Attempt {
     Answered = 1,
-    /// By a reset, or by somebody on the way who said that it can't be reached.
+    /// (The number behind that of an answer.) By a reset, or by somebody on the way who said that it can't be reached.
     Refused = 2,
     /// Not within the time after which a client asks again (RFC 6298: 1 s), or gives up.
     Unanswered = 3,

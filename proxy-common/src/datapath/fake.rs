@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     answer::Budget,
-    conntrack::{self, Conntrack, Table},
+    conntrack::{self, Amended, Change, Conntrack, Table},
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way, Work},
@@ -321,15 +321,11 @@ impl Conntrack for Maps {
         true
     }
 
-    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
-        let mut entries = self.table(table).borrow_mut();
-        let Some(there) = entries.get_mut(key) else {
-            return false;
-        };
-        there.used_ns = entry.used_ns;
-        there.proof = entry.proof;
-        there.state = entry.state;
-        true
+    fn amend(&self, table: Table, key: &Tuple, change: &Change) -> Amended {
+        match self.table(table).borrow_mut().get_mut(key) {
+            Some(entry) => change.make(table, entry),
+            None => Amended::MISSING,
+        }
     }
 
     fn forget(&self, table: Table, key: &Tuple) -> bool {

@@ -15,7 +15,7 @@
 //! Fragments follow their first one. ICMP errors go the way of the packets they would stop.
 
 use super::{
-    conntrack::{self, Conntrack, Table, state},
+    conntrack::{self, Amended, Change, Conntrack, Table, state},
     failover::{self, Attempt},
     flow::{self, Flow, Kind},
     icmp_error,
@@ -519,14 +519,14 @@ fn is_given_up(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) -> 
         return false;
     }
     work.avoid = work.entry.backend_id;
-    tried(work, Attempt::Unanswered);
+    tried(work, Attempt::Unanswered as u8);
     snat::release(node, work, table);
     true
 }
 
 /// What the packet tells of the attempt that is `work.entry`.
 #[inline(always)]
-fn tried(work: &mut Work, attempt: Attempt) {
+fn tried(work: &mut Work, attempt: u8) {
     work.attempt = attempt as u32;
     work.tried_service = work.entry.service;
     work.tried = work.entry.backend_id;
@@ -589,49 +589,41 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
     let protocol = work.flow.tuple.protocol;
     let direction = Direction::from_number(work.entry.direction);
     let tcp_flags = work.flow.tcp_flags;
-    let mut next = conntrack::next_state(protocol, work.entry.state, direction, tcp_flags);
-    let mut proof = work.entry.proof;
+    let mut change = Change::of_packet(protocol, direction, tcp_flags, now_ns);
     match direction {
         Direction::Original => {
             let acknowledgement = work.flow.acknowledgement;
             if conntrack::is_proven(protocol, &work.entry, tcp_flags, acknowledgement) {
-                next |= state::PROVEN;
+                change.set |= state::PROVEN;
             }
         }
         Direction::Reply => {
             if protocol == Protocol::Tcp.number() {
                 if tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK {
-                    proof = work.flow.sequence.wrapping_add(1);
+                    change.proof = work.flow.sequence.wrapping_add(1);
                 }
                 // In the middle of a connection a reset says nothing of who might dial.
                 if work.entry.state & (state::DIALLED | state::REPLIED) == state::DIALLED {
-                    let is_refused = tcp_flags & tcp::RST != 0;
-                    tried(
-                        work,
-                        if is_refused {
-                            Attempt::Refused
-                        } else {
-                            Attempt::Answered
-                        },
-                    );
+                    // Without a branch, see `conntrack::counted`.
+                    let is_reset = tcp_flags / tcp::RST & 1;
+                    tried(work, Attempt::Answered as u8 + is_reset);
                 }
             }
         }
     }
-    let moves = matches!(table, Table::HalfOpen) && next & state::PROVEN != 0;
-    next &= !state::COUNTED;
-    if moves || matches!(table, Table::Established) {
-        next |= conntrack::counted(next);
-    }
+    let moves =
+        matches!(table, Table::HalfOpen) && (work.entry.state | change.set) & state::PROVEN != 0;
+    let next = if moves {
+        change.applied_to(Table::Established, work.entry.state)
+    } else {
+        change.applied_to(table, work.entry.state)
+    };
     if next == work.entry.state
-        && proof == work.entry.proof
+        && (change.proof == 0 || change.proof == work.entry.proof)
         && !conntrack::is_stale(&work.entry, now_ns)
     {
         return;
     }
-    let (counted, was_counted) = (next & state::COUNTED, work.entry.state & state::COUNTED);
-    work.entry.proof = proof;
-    work.entry.used_ns = now_ns;
     conntrack::opposite(&work.entry, protocol, &mut work.key);
     if node.find(table, &work.key, &mut work.other)
         && !conntrack::leads_to(&work.other, &work.flow.tuple)
@@ -643,22 +635,33 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
         return;
     }
     work.entry.state = next;
+    work.entry.used_ns = now_ns;
+    if change.proof != 0 {
+        work.entry.proof = change.proof;
+    }
     if moves {
         conntrack::mirror(&work.entry, &work.flow.tuple, &mut work.reply);
         if establish(node, work) {
-            work.one_more = if_any(counted, work.entry.backend_id);
             return;
         }
         node.count(Counter::FlowsFull);
         // It stays where it is, for want of room, and is not counted there.
         work.entry.state &= !state::COUNTED;
     } else {
-        work.one_more = if_any(counted & !was_counted, work.entry.backend_id);
-        work.one_less = if_any(was_counted & !counted, work.entry.backend_id);
-        if node.amend(table, &work.flow.tuple, &work.entry)
-            && node.amend(table, &work.key, &work.entry)
-        {
+        let own = node.amend(table, &work.flow.tuple, &change);
+        let opposite = node.amend(table, &work.key, &change);
+        let original = match direction {
+            Direction::Original => own,
+            Direction::Reply => opposite,
+        };
+        recount(work, original);
+        if own.was_there && opposite.was_there {
             return;
+        }
+        if original.was_there {
+            work.entry.state = original.after;
+        } else {
+            work.one_more = if_any(next, work.entry.backend_id);
         }
     }
     // One was pushed out, or both stay where they are.
@@ -667,28 +670,48 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
         node.put(table, &work.flow.tuple, &work.entry) && node.put(table, &work.key, &work.reply);
 }
 
+/// What a change of the flow's entry of the original direction, which alone counts, means to its backend.
+#[inline(always)]
+fn recount(work: &mut Work, original: Amended) {
+    let Amended { before, after, .. } = original;
+    work.one_more = if_any(after & !before, work.entry.backend_id);
+    work.one_less = if_any(before & !after, work.entry.backend_id);
+}
+
 /// `id`, if the flow's bit [`state::COUNTED`] is set, else 0; see [`conntrack::counted`].
 #[inline(always)]
 const fn if_any(bit: u8, id: u32) -> u32 {
-    ((bit / state::COUNTED) as u32) * id
+    ((bit / state::COUNTED) & 1) as u32 * id
 }
 
 /// Moves both entries of a flow, of whose client the packet is, to FLOWS. Whether there was room.
 #[inline(always)]
 fn establish(node: &impl Node, work: &mut Work) -> bool {
-    if !node.claim(Table::Established, &work.flow.tuple, &work.entry) {
-        // Another CPU was quicker, or one of an earlier flow was left: what is replaced counts no more.
-        if node.find(Table::Established, &work.flow.tuple, &mut work.other)
-            && work.other.state & state::COUNTED != 0
-        {
-            work.one_less = work.other.backend_id;
+    if node.claim(Table::Established, &work.flow.tuple, &work.entry) {
+        work.one_more = if_any(work.entry.state, work.entry.backend_id);
+    } else if node.find(Table::Established, &work.flow.tuple, &mut work.other) {
+        if conntrack::leads_to(&work.other, &work.key) {
+            // Another CPU was quicker with a later packet, and knows more.
+            let proven = Change {
+                set: state::PROVEN,
+                ..Change::alive(work.entry.used_ns)
+            };
+            let amended = node.amend(Table::Established, &work.flow.tuple, &proven);
+            recount(work, amended);
+            return true;
         }
+        // One of an earlier flow was left.
+        work.one_less = if_any(work.other.state, work.other.backend_id);
         if !node.put(Table::Established, &work.flow.tuple, &work.entry) {
             return false;
         }
+        work.one_more = if_any(work.entry.state, work.entry.backend_id);
+    } else {
+        return false;
     }
     if !node.put(Table::Established, &work.key, &work.reply) {
         node.forget(Table::Established, &work.flow.tuple);
+        work.one_more = 0;
         return false;
     }
     node.forget(Table::HalfOpen, &work.flow.tuple);

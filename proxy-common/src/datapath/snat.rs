@@ -13,7 +13,7 @@
 //! backend, or could be talked to by it: its packets would be taken for the flow's.
 
 use super::{
-    conntrack::{Table, is_done, is_expired, leads_to, opposite},
+    conntrack::{Change, Table, is_done, is_expired, leads_to, opposite},
     path::{Node, Work},
 };
 use crate::abi::PortRange;
@@ -159,8 +159,7 @@ pub fn keep(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) -> boo
     let is_kept =
         node.find(table, &work.key, &mut work.other) && leads_to(&work.other, &work.flow.tuple);
     if is_kept {
-        work.other.used_ns = now_ns;
-        let _there = node.amend(table, &work.key, &work.other);
+        let _there = node.amend(table, &work.key, &Change::alive(now_ns));
     }
     node.unlock(&work.key);
     is_kept

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use super::{
     answer::Budget,
-    conntrack::{Conntrack, Table},
+    conntrack::{Amended, Change, Conntrack, Table},
     flow::Flow,
     lookup::Tables,
     path::{Node, Route, Way},
@@ -47,8 +47,9 @@ pub enum Lookup {
     Flow(Table, Tuple, Option<FlowEntry>),
     /// Unless there was one; whether it was written.
     FlowClaimed(Table, Tuple, FlowEntry, bool),
-    /// Whether there was room, or an entry to change.
+    /// Whether there was room.
     FlowWritten(Table, Tuple, FlowEntry, bool),
+    FlowAmended(Table, Tuple, Change, Amended),
     FlowForgotten(Table, Tuple),
     Fragment(FragmentKey, Option<FragmentPorts>),
     Device(u32, Option<Device>),
@@ -209,10 +210,10 @@ impl<T: Conntrack> Conntrack for Traced<'_, T> {
         written
     }
 
-    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
-        let written = self.inner.amend(table, key, entry);
-        self.note(Lookup::FlowWritten(table, *key, *entry, written));
-        written
+    fn amend(&self, table: Table, key: &Tuple, change: &Change) -> Amended {
+        let amended = self.inner.amend(table, key, change);
+        self.note(Lookup::FlowAmended(table, *key, *change, amended));
+        amended
     }
 
     fn forget(&self, table: Table, key: &Tuple) -> bool {

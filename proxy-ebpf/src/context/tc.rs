@@ -24,7 +24,7 @@ use proxy_common::{
     },
     datapath::{
         answer::Budget,
-        conntrack::{Conntrack, SECOND_NS, Table, timeout_index},
+        conntrack::{Amended, Change, Conntrack, SECOND_NS, Table, timeout_index},
         flow::Flow,
         path::{Hook, Node, Route, Way},
     },
@@ -286,23 +286,32 @@ impl Conntrack for Skb {
     }
 
     #[inline(always)]
-    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
+    fn amend(&self, table: Table, key: &Tuple, change: &Change) -> Amended {
         let there = match table {
             Table::Established => maps::FLOWS.get_ptr_mut(key),
             Table::HalfOpen => maps::HALF_OPEN.get_ptr_mut(key),
         };
         let Some(there) = there else {
-            return false;
+            return Amended::MISSING;
         };
         // SAFETY: the element stays allocated until this program ends, and each store is aligned. Another
-        // CPU that writes it at the same time has a packet of the same flow, and either is right; if it
-        // deletes it, and the element is another flow's by now, that one's next packet corrects the state.
+        // CPU that changes it between the load of the state and its store, a moment, has a packet of the same
+        // flow; if it deletes it, and the element is another flow's by now, that one's next packet corrects
+        // the state. The agent's sweep corrects the count.
         unsafe {
-            (&raw mut (*there).used_ns).write_volatile(entry.used_ns);
-            (&raw mut (*there).proof).write_volatile(entry.proof);
-            (&raw mut (*there).state).write_volatile(entry.state);
+            (&raw mut (*there).used_ns).write_volatile(change.used_ns);
+            if change.proof != 0 {
+                (&raw mut (*there).proof).write_volatile(change.proof);
+            }
+            let before = (&raw const (*there).state).read_volatile();
+            let after = change.applied_to(table, before);
+            (&raw mut (*there).state).write_volatile(after);
+            Amended {
+                was_there: true,
+                before,
+                after,
+            }
         }
-        true
     }
 
     #[inline(always)]

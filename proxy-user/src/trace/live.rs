@@ -16,7 +16,7 @@ use proxy_common::{
     },
     datapath::{
         answer::Budget,
-        conntrack::{Conntrack, SECOND_NS, Table, timeout_index},
+        conntrack::{Amended, Change, Conntrack, SECOND_NS, Table, timeout_index},
         flow::Flow,
         lookup::Tables,
         path::{Node, Route, Way},
@@ -294,18 +294,13 @@ impl Conntrack for Run<'_> {
         true
     }
 
-    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
-        let Some(there) = self.flow(table, key) else {
-            return false;
+    fn amend(&self, table: Table, key: &Tuple, change: &Change) -> Amended {
+        let Some(mut entry) = self.flow(table, key) else {
+            return Amended::MISSING;
         };
-        let amended = FlowEntry {
-            used_ns: entry.used_ns,
-            proof: entry.proof,
-            state: entry.state,
-            ..there
-        };
-        self.write(table, key, Some(amended));
-        true
+        let amended = change.make(table, &mut entry);
+        self.write(table, key, Some(entry));
+        amended
     }
 
     fn forget(&self, table: Table, key: &Tuple) -> bool {

@@ -201,6 +201,16 @@ pub(super) fn lookup(lookup: &Lookup, names: &impl Names) -> String {
             done(*written),
             entry(there)
         ),
+        Lookup::FlowAmended(at, key, _, amended) => format!(
+            "{} {}: {}",
+            table(*at),
+            tuple(key),
+            if amended.was_there {
+                "would be used now"
+            } else {
+                "not there"
+            }
+        ),
         Lookup::FlowForgotten(at, key) => {
             format!("{} {}: would be taken out", table(*at), tuple(key))
         }

@@ -14,7 +14,7 @@ use proxy_common::{
         ServiceStats, SockAddr, Tuple,
     },
     datapath::{
-        conntrack::{Conntrack, Table},
+        conntrack::{Amended, Change, Conntrack, Table},
         fake::Maps,
         flow::Flow,
         lookup::Tables,
@@ -207,8 +207,8 @@ impl Conntrack for Cpu<'_> {
         self.turn().put(table, key, entry)
     }
 
-    fn amend(&self, table: Table, key: &Tuple, entry: &FlowEntry) -> bool {
-        self.turn().amend(table, key, entry)
+    fn amend(&self, table: Table, key: &Tuple, change: &Change) -> Amended {
+        self.turn().amend(table, key, change)
     }
 
     fn forget(&self, table: Table, key: &Tuple) -> bool {
