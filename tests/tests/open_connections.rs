@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use tests::{
     EndpointSlice, Pod, World,
     balance::{
-        Open, SIZES, counted, established, numbered, open, open_udp, route_vips, tally, tcp, udp,
-        weights,
+        Open, SIZES, counted, established, numbered, open, open_udp, route_vips, shown, tally, tcp,
+        udp, weights,
     },
     fleet::{Fleet, families, slices},
     probe::{
@@ -53,7 +53,13 @@ fn counts(fleet: &Fleet, wanted: &Open, when: &str) -> Result<()> {
         let found = counted(fleet.agent("node-a")?, &fleet.world)?;
         ensure!(found == *wanted, "{found:?}, wanted: {wanted:?}");
         Ok(())
-    })
+    })?;
+    let found = shown(fleet.agent("node-a")?, &fleet.world)?;
+    ensure!(
+        found == *wanted,
+        "{when}: status shows {found:?}, wanted: {wanted:?}"
+    );
+    Ok(())
 }
 
 /// Until the kernel counts just what the backends have, of which there are so many.
@@ -446,21 +452,25 @@ fn drains(fleet: &Fleet, leaving: &str, leave: impl FnOnce() -> Result<()>) -> R
     }
     let count = |left: usize| {
         eventually("the count of what is left", || {
-            let found = counted(fleet.agent("node-a")?, &fleet.world)?;
+            let found = shown(fleet.agent("node-a")?, &fleet.world)?;
             let found = found.get(leaving).copied().unwrap_or(0);
             ensure!(found == i64::try_from(left)?, "{found}, wanted: {left}");
             Ok(())
         })
     };
-    for left in (0..=old.len()).rev() {
-        count(left)?;
+    // A few at a time, to the last.
+    loop {
+        count(old.len())?;
+        if old.is_empty() {
+            break;
+        }
         for (connection, _) in &old {
             let answer = connection.exchange("still there?")?;
             ensure!(answer.name == leaving, "{answer:?}");
         }
-        old.pop()
-            .map(|(connection, _)| connection.close())
-            .transpose()?;
+        for (connection, _) in old.split_off(old.len() * 2 / 3) {
+            connection.close()?;
+        }
     }
     for (connection, name) in stay {
         let answer = connection.exchange("and you?")?;
