@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_user::loader::Pins;
+use serde_json::Value;
 
 use crate::{
     Agent, Pod, Service, World,
@@ -117,7 +118,7 @@ pub fn ask_udp(from: &Pod, to: SocketAddr) -> Result<String> {
 }
 
 fn fresh(like: SocketAddr) -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(2_000);
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
     let port = NEXT.fetch_add(1, Ordering::Relaxed);
     assert!(port < 30_000, "no port is left");
     at(if like.is_ipv6() { "::" } else { "0.0.0.0" }, port)
@@ -252,6 +253,30 @@ pub fn counted(agent: &Agent, world: &World) -> Result<Open> {
             .backend(id)
             .and_then(|backend| name_of(world, backend.addr.ip()));
         *open.entry(name.unwrap_or(format!("id {id}"))).or_default() += stats.active;
+    }
+    Ok(open)
+}
+
+/// The same as `kube-portal status` shows it: with backends that get new ones, and as what is left of others.
+pub fn shown(agent: &Agent, world: &World) -> Result<Open> {
+    let status = agent.status()?;
+    let lists = status["frontends"].as_array().context("frontends")?.iter();
+    let lists = lists.filter_map(|frontend| frontend["backends"].as_array());
+    // All frontends of a Service port show the same.
+    let chosen: BTreeMap<u64, &Value> = lists
+        .flatten()
+        .filter(|backend| backend["chosen"] == true)
+        .filter_map(|backend| Some((backend["id"].as_u64()?, backend)))
+        .collect();
+    let draining = status["draining"].as_array().context("what is draining")?;
+    let mut open = Open::new();
+    for of in chosen.into_values().chain(draining) {
+        let active = of["active"].as_i64().context("connections")?;
+        let ip = of["address"].as_str().context("an address")?.parse()?;
+        let name = name_of(world, ip).with_context(|| format!("nobody has {ip}"))?;
+        if active != 0 {
+            *open.entry(name).or_default() += active;
+        }
     }
     Ok(open)
 }
