@@ -67,6 +67,14 @@ impl Node {
         self.start_agent_with(source, &[])
     }
 
+    /// The same of another build.
+    pub fn start_build(&self, binary: &Path, source: Source) -> Result<Agent> {
+        let mut agent = self.agent(self.bpffs(), source, &[]);
+        agent.use_binary(Some(binary.to_owned()));
+        agent.start()?;
+        Ok(agent)
+    }
+
     /// The same with more arguments to `kube-portal run`.
     pub fn start_agent_with(&self, source: Source, extra: &[&str]) -> Result<Agent> {
         self.start_agent_on(self.bpffs(), source, extra)

@@ -1,14 +1,17 @@
 //! The packet path in the kernel (root): the same rows as on the host, and what a packet costs.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
 use proxy_common::{
-    abi::{Counter, PortRange},
+    abi::{
+        Backend, BackendStats, Counter, Frontend, FrontendKey, FrontendKind, PortRange, Protocol,
+        Scheduler, ServiceWord,
+    },
     datapath::path::{Done, DropReason, Hook, Verdict, Work},
     wire::{bytes::Bytes, link::Link},
 };
@@ -358,5 +361,166 @@ fn what_a_packet_costs() -> Result<()> {
     let reversed = kernel.counters()?[&Counter::PacketReversed] - before;
     ensure!(reversed == RUNS as u64, "{reversed} answers reversed");
     println!("an answer from a pod here: {back} ns");
+    Ok(())
+}
+
+/// A Service word whose backends are looked at in [`what_a_scheduler_costs`].
+struct Balanced {
+    name: String,
+    word: ServiceWord,
+}
+
+/// `count` backends on this node, each with connections; every so manieth is passed over.
+fn backends(service: u32, count: u32, out: Option<u32>) -> Vec<(Backend, BackendStats)> {
+    let backend = |number: u32| Backend {
+        addr: Scene::BOTH[0].pod().into(),
+        port_be: 8080_u16.to_be(),
+        protocol: 0,
+        flags: Backend::LOCAL | Backend::CHOSEN,
+        weight: u16::try_from(number % 5 + 1).expect("small"),
+        zero: 0,
+        twin: 0,
+        service,
+    };
+    let stats = |number: u32| BackendStats {
+        active: i64::from(number * 7 % 13) + 1,
+        passed_over_until_ns: if out.is_some_and(|out| number.is_multiple_of(out)) {
+            u64::MAX
+        } else {
+            0
+        },
+        ..BackendStats::default()
+    };
+    (0..count)
+        .map(|number| (backend(number), stats(number)))
+        .collect()
+}
+
+/// What the first packet of a flow takes by each scheduler, beside the same at random: all in turn, each
+/// packet of another client. The first line is again the test's clock.
+#[test]
+fn what_a_scheduler_costs() -> Result<()> {
+    const SERVICE: u32 = 50;
+    const BLOCKS: usize = 9;
+    const ROUNDS: usize = 400;
+    let mut kernel = Kernel::load()?;
+    let vip = std::net::IpAddr::from([192, 0, 2, 50]);
+    kernel.add_service(
+        &FrontendKey {
+            addr: vip.into(),
+            port_be: 80_u16.to_be(),
+            protocol: Protocol::Tcp.number(),
+            zero: 0,
+        },
+        &Frontend {
+            service: SERVICE,
+            outside_service: 0,
+            kind: FrontendKind::ClusterIp as u8,
+            flags: 0,
+            zero: [0; 2],
+        },
+    )?;
+    let mut first = 200;
+    let mut runs = BTreeMap::new();
+    for count in [10, 1000] {
+        for out in [None, Some(10), Some(2)] {
+            kernel.add_backends(first, &backends(SERVICE, count, out))?;
+            runs.insert((count, out), ServiceWord::with_backends(first, count));
+            first += count;
+            if count > 10 {
+                break;
+            }
+        }
+    }
+    let mut arp = vec![0; 60];
+    arp[12..14].copy_from_slice(&[8, 6]);
+    let mut clock: Vec<u128> = Vec::new();
+    for _ in 0..BLOCKS * ROUNDS {
+        let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &arp, 1)?;
+        clock.push(outcome.nanoseconds);
+    }
+    clock.sort_unstable();
+    let clock = clock[clock.len() / 2];
+    println!("not IP (the clock, above all): {clock} ns");
+
+    for count in [10, 1000] {
+        let word = runs[&(count, None)];
+        let mut cases: Vec<Balanced> = Vec::new();
+        let mut add = |name: String, word| cases.push(Balanced { name, word });
+        for fails_over in [true, false] {
+            for scheduler in Scheduler::ALL {
+                let failover = if fails_over { "" } else { ", no failover" };
+                let name = format!("{}{failover}", scheduler.name());
+                add(name, word.scheduled(scheduler, fails_over, false));
+            }
+        }
+        let random = word.scheduled(Scheduler::Random, true, false);
+        add("random, once more".into(), random);
+        for scheduler in [
+            Scheduler::LeastConnections,
+            Scheduler::ShortestDelay,
+            Scheduler::NeverQueue,
+        ] {
+            let name = format!("{}, weights", scheduler.name());
+            add(name, word.scheduled(scheduler, true, true));
+        }
+        for (out, share) in [(10, "one in ten"), (2, "half")] {
+            let Some(word) = runs.get(&(count, Some(out))) else {
+                continue;
+            };
+            for scheduler in [
+                Scheduler::Random,
+                Scheduler::LeastConnections,
+                Scheduler::ShortestDelay,
+            ] {
+                let name = format!("{}, {share} passed over", scheduler.name());
+                add(name, word.scheduled(scheduler, true, false));
+            }
+        }
+        let mut times: Vec<Vec<f64>> = vec![Vec::new(); cases.len()];
+        for block in 0..BLOCKS {
+            let mut samples: Vec<Vec<u128>> = vec![Vec::new(); cases.len()];
+            for round in 0..ROUNDS {
+                if round % 16 == 0 {
+                    kernel.forget()?;
+                }
+                for at in 0..cases.len() {
+                    // Each comes behind each.
+                    let at = (at * 7 + round) % cases.len();
+                    kernel.set_service(SERVICE, cases[at].word.into())?;
+                    let number = u16::try_from((block * ROUNDS + round) % 60_000)?;
+                    let client = [198, 51, 100, u8::try_from(at)? + 1];
+                    let from = SocketAddr::from((client, 1024 + number));
+                    let packet = Make::new(SYN, from, SocketAddr::new(vip, 80));
+                    let outcome = kernel.run(Hook::Ingress, Link::Ethernet, &packet.frame(), 1)?;
+                    samples[at].push(outcome.nanoseconds);
+                }
+            }
+            for (samples, times) in samples.iter_mut().zip(&mut times) {
+                samples.sort_unstable();
+                #[expect(clippy::cast_precision_loss, reason = "nanoseconds of one run")]
+                times.push(samples[samples.len() / 2] as f64);
+            }
+        }
+        println!(
+            "{count} backends: first packet, and beside random (lowest..highest of {BLOCKS} blocks)"
+        );
+        for (case, of_case) in cases.iter().zip(&times) {
+            let mut ratios: Vec<f64> = of_case.iter().zip(&times[0]).map(|(a, b)| a / b).collect();
+            ratios.sort_by(f64::total_cmp);
+            let mut sorted = of_case.clone();
+            sorted.sort_by(f64::total_cmp);
+            println!(
+                "  {:<36} {:>5} ns  {:.3}  {:.3}..{:.3}",
+                case.name,
+                sorted[BLOCKS / 2],
+                ratios[BLOCKS / 2],
+                ratios[0],
+                ratios[BLOCKS - 1]
+            );
+        }
+    }
+    let counters = kernel.counters()?;
+    ensure!(counters[&Counter::TableDamaged] == 0, "{counters:?}");
     Ok(())
 }

@@ -3,6 +3,9 @@
 //! The same client dials the same server by the pod's address and by a ClusterIP, alternately (A, B,
 //! B, A), in blocks. The client's own programs run for both, so a second comparison dials from a pod
 //! outside the node's cgroup, where no program runs at all; its blocks alternate with the others.
+//!
+//! With `--against` a second node of the same shape has another build of the agent, and its blocks take turns
+//! with those of the first: what a change costs. Given the same build, it shows what two nodes differ by.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,8 +20,8 @@ use crate::{
     probe::{BenchKind, BenchPlan, Proto},
 };
 
-const TARGET: u16 = 9000;
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const TARGET: u16 = 9000;
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Acceptors of the server.
 const ACCEPTORS: usize = 2;
 
@@ -26,10 +29,25 @@ pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
     let world = World::builder()
         .node("node-a", ["client", "server"])
         .guest("without-programs")
+        .node("node-b", ["client-b", "server-b"])
         .build()?;
     let (client, server) = (world.pod("client"), world.pod("server"));
     let pod_ip = SocketAddr::new(server.ip4(), TARGET);
     let _server = server.probe().serve_fast(Proto::Tcp, pod_ip, ACCEPTORS)?;
+    let other_ip = SocketAddr::new(world.pod("server-b").ip4(), TARGET);
+    let other = args.against.as_ref().map(|binary| -> Result<_> {
+        let manifests = ManifestDir::new()?;
+        for (file, text) in manifest_files(services, &other_ip.ip().to_string()) {
+            manifests.write(&file, text)?;
+        }
+        let source = Source::Manifests(manifests.path().to_owned());
+        let agent = world.node("node-b").start_build(binary, source)?;
+        agent.wait_ready(PATIENCE)?;
+        let pod = world.pod("server-b");
+        let server = pod.probe().serve_fast(Proto::Tcp, other_ip, ACCEPTORS)?;
+        Ok((manifests, agent, server))
+    });
+    let other = other.transpose()?;
     let manifests = ManifestDir::new()?;
     for (file, text) in manifest_files(services, &server.ip4().to_string()) {
         manifests.write(&file, text)?;
@@ -48,6 +66,7 @@ pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
     ] {
         let mut against_pod = Vec::new();
         let mut against_bare = Vec::new();
+        let mut against_build = Vec::new();
         let mut medians = Vec::new();
         for block in 0..args.blocks {
             let [direct, service] = compare(client, kind, args.rounds, [pod_ip, vip])?;
@@ -65,6 +84,12 @@ pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
                 service / 1e3,
                 bare / 1e3
             );
+            if other.is_some() {
+                let client = world.pod("client-b");
+                let [_, other] = compare(client, kind, args.rounds, [other_ip, vip])?;
+                eprintln!("    another build: {:.1} us", other / 1e3);
+                against_build.push(service / other);
+            }
             against_pod.push(service / direct);
             against_bare.push(service / bare);
             medians.push(service);
@@ -73,7 +98,11 @@ pub(super) fn with_services(args: &Args, services: usize) -> Result<Vec<Row>> {
         for (baseline, ratios) in [
             ("pod IP", against_pod),
             ("pod IP, no programs", against_bare),
+            ("another build", against_build),
         ] {
+            if ratios.is_empty() {
+                continue;
+            }
             rows.push(row(kind, case, services, baseline, time_ns, &ratios));
         }
     }
@@ -137,13 +166,13 @@ fn compare(
 }
 
 /// The ClusterIP of a Service by number.
-fn vip(number: usize) -> SocketAddr {
+pub(super) fn vip(number: usize) -> SocketAddr {
     let [_, a, b, c] = u32::try_from(number).expect("few Services").to_be_bytes();
     SocketAddr::from(([10, 96 + a, b, c], 80))
 }
 
 /// Services with one endpoint each, a thousand a file.
-fn manifest_files(services: usize, endpoint: &str) -> Vec<(String, String)> {
+pub(super) fn manifest_files(services: usize, endpoint: &str) -> Vec<(String, String)> {
     let numbers: Vec<usize> = (0..services).collect();
     numbers
         .chunks(1000)

@@ -6,6 +6,7 @@ mod control_plane;
 pub mod kube_proxy;
 mod nodeport;
 mod report;
+mod schedulers;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -60,12 +61,23 @@ pub struct Args {
     /// nodeport: the nodes that carry rules or an agent.
     #[arg(long, default_value = "every")]
     on: nodeport::On,
+    /// schedulers: which, beside random.
+    #[arg(long, value_delimiter = ',', default_values = ["rr", "lc", "sh", "dh", "sed", "nq", "maglev"])]
+    schedulers: Vec<String>,
+    /// schedulers: endpoints of each Service that is measured.
+    #[arg(long, default_value_t = 10)]
+    endpoints: u8,
+    /// connect: another build of kube-portal, whose node takes turns with the first.
+    #[arg(long)]
+    against: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
     /// connect() and connect-request-close through a ClusterIP, against the pod's address.
     Connect,
+    /// The same through Services by each scheduler, against random.
+    Schedulers,
     /// A NodePort dialled from outside whose backend is on another node, against plain routing to
     /// the pod and against rules of kube-proxy's shape.
     Nodeport,
@@ -89,6 +101,7 @@ pub fn main(args: &Args) -> ExitCode {
     let result = binaries::use_these(args.agent.clone(), args.probe.clone()).and_then(|()| {
         match args.name {
             Name::Connect => with_each_number(args, connect::with_services),
+            Name::Schedulers => with_each_number(args, schedulers::with_services),
             Name::Nodeport => with_each_number(args, nodeport::with_services),
             Name::ControlPlane => control_plane::run(args).map(Report::Figures),
         }

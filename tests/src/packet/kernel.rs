@@ -14,7 +14,7 @@ use nix::{
 };
 use proxy_common::{
     abi::{
-        AffinityEntry, AffinityKey, Backend, Counter, Device, FlowEntry, FragmentKey,
+        AffinityEntry, AffinityKey, Backend, BackendStats, Counter, Device, FlowEntry, FragmentKey,
         FragmentPorts, Frontend, FrontendKey, PortRange, Service, SourceRange, SourceRangeKey,
         Tuple, map,
     },
@@ -41,6 +41,9 @@ pub const PROGRAMS: [&str; 4] = [
 
 /// Bytes of an element of KP_ANSWERS, 0 at first.
 const ANSWERS: usize = 8 + MAX_SUM as usize;
+
+/// Room for those of [`Kernel::add_backends`].
+const BACKENDS: u32 = 4096;
 
 /// `TC_ACT_UNSPEC` (-1), `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 const UNSPEC: u32 = u32::MAX;
@@ -116,6 +119,10 @@ impl Kernel {
             .override_global("HAS_SKIP_NEIGH", &skip_neigh, true)
             .override_global("SNAT_FIRST_PORT", &ports.first, true)
             .override_global("SNAT_LAST_PORT", &ports.last, true)
+            // The rest of the scene is small.
+            .map_max_entries(map::SLOTS, BACKENDS)
+            .map_max_entries(map::BACKENDS, BACKENDS)
+            .map_max_entries(map::BACKEND_STATS, BACKENDS)
             .load(OBJECT)?;
         let mut kernel = Self { ebpf };
         for name in PROGRAMS {
@@ -205,6 +212,34 @@ impl Kernel {
             nets.insert(&lpm_trie::Key::new(prefix_length, addr.words), 1, 0)?;
         }
         self.fill_affinity()
+    }
+
+    /// A Service beside those of the scene, without slots.
+    pub fn add_service(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<()> {
+        type Bytes<const N: usize> = [u8; N];
+        let mut frontends: HashMap<_, Bytes<{ FrontendKey::SIZE }>, Bytes<{ Frontend::SIZE }>> =
+            self.map(map::FRONTENDS)?.try_into()?;
+        Ok(frontends.insert(key.to_bytes(), frontend.to_bytes(), 0)?)
+    }
+
+    /// Backends with these ids on, each in the slot of its number.
+    pub fn add_backends(&mut self, first: u32, all: &[(Backend, BackendStats)]) -> Result<()> {
+        for (id, (backend, stats)) in (first..).zip(all) {
+            let mut slots: Array<_, u32> = self.map(map::SLOTS)?.try_into()?;
+            slots.set(id, id, 0)?;
+            let mut backends: Array<_, [u8; Backend::SIZE]> =
+                self.map(map::BACKENDS)?.try_into()?;
+            backends.set(id, backend.to_bytes(), 0)?;
+            let mut table: Array<_, [u8; BackendStats::SIZE]> =
+                self.map(map::BACKEND_STATS)?.try_into()?;
+            table.set(id, stats.to_bytes(), 0)?;
+        }
+        Ok(())
+    }
+
+    pub fn set_service(&mut self, id: u32, service: Service) -> Result<()> {
+        let mut services: Array<_, [u8; Service::SIZE]> = self.map(map::SERVICES)?.try_into()?;
+        Ok(services.set(id, service.to_bytes(), 0)?)
     }
 
     /// Forgets all flows, and all clients but those of the scene.
