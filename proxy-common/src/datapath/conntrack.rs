@@ -19,9 +19,21 @@ use crate::{
 
 /// Which map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Table {
-    HalfOpen,
-    Established,
+    HalfOpen = 0,
+    Established = 1,
+}
+
+impl Table {
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Established as u32 {
+            Self::Established
+        } else {
+            Self::HalfOpen
+        }
+    }
 }
 
 /// The maps of flows. Implemented by the kernel maps and by [`super::fake::Maps`].

@@ -475,7 +475,7 @@ impl Default for Work {
             tried_service: 0,
             tried: 0,
             tried_at: none,
-            zero: 0,
+            table: 0,
         }
     }
 }

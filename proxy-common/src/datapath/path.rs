@@ -119,8 +119,8 @@ pub struct Work {
     pub tried: u32,
     /// Where that was.
     pub tried_at: SockAddr,
-    /// Always 0.
-    pub zero: u32,
+    /// Of a known flow: the [`Table`] that it is in.
+    pub table: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,7 +297,9 @@ impl Verdict {
 #[must_use]
 pub enum Decision {
     Verdict(Verdict),
-    /// The packet is of no known flow: [`begin`] is to follow.
+    /// The packet is of a known flow: [`follow`] is next.
+    Follows,
+    /// The packet is of no known flow: [`begin`] is next.
     Begins,
 }
 
@@ -314,6 +316,7 @@ pub fn run(
 ) -> Verdict {
     let mut verdict = match decide(hook, link, packet, node, work) {
         Decision::Verdict(verdict) => verdict,
+        Decision::Follows => follow(packet, node, work),
         Decision::Begins => begin(packet, node, work),
     };
     if let Some(done) = verdict.done() {
@@ -374,6 +377,15 @@ pub fn decide(
     }
 }
 
+/// A packet of a known flow, of which [`decide`] has said so.
+#[inline(always)]
+pub fn follow(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Verdict {
+    match further(packet, node, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
 /// A packet of no known flow, on its way in, of which [`decide`] has said that it begins one.
 #[inline(always)]
 pub fn begin(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Verdict {
@@ -422,7 +434,8 @@ fn story(
             return Ok(Decision::PASS);
         }
         if goes_on(node, work, table, now_ns) {
-            return follow(packet, node, work, table, now_ns).map(Decision::Verdict);
+            work.table = table as u32;
+            return Ok(Decision::Follows);
         }
         // Its opposite entry ends as others do, or goes to whoever takes it.
         drop_original(node, work, table);
@@ -537,15 +550,9 @@ fn tried(work: &mut Work, attempt: u8) {
     };
 }
 
-/// A packet of a known flow.
+/// See [`follow`].
 #[inline(always)]
-fn follow(
-    packet: &impl Packet,
-    node: &impl Node,
-    work: &mut Work,
-    table: Table,
-    now_ns: u64,
-) -> Result<Verdict, DropReason> {
+fn further(packet: &impl Packet, node: &impl Node, work: &mut Work) -> Result<Verdict, DropReason> {
     let direction = Direction::from_number(work.entry.direction);
     let done = match (work.flow.kind, direction) {
         (Kind::Error, _) => Done::ErrorTranslated,
@@ -553,6 +560,7 @@ fn follow(
         (_, Direction::Reply) => Done::Reversed,
     };
     if matches!(work.flow.kind, Kind::Whole | Kind::FirstFragment) {
+        let (table, now_ns) = (Table::from_number(work.table), work.now_ns);
         track(node, work, table, now_ns);
     }
     if matches!(Via::from_number(work.entry.via), Via::Redirect) {

@@ -30,6 +30,7 @@ mod next {
     /// Added to a `Cause`.
     pub(super) const ANSWER: i32 = 0x200;
     pub(super) const BEGIN: i32 = 0x300;
+    pub(super) const FOLLOW: i32 = 0x301;
 }
 
 /// SAFETY of all uses: it is this CPU's own element, and no program of ours interrupts another; the kernel
@@ -49,6 +50,7 @@ fn decide(skb: *mut __sk_buff, hook: Hook, link: Link) -> i32 {
     let node = Skb::new(skb);
     match path::decide(hook, link, &node, &node, work) {
         Decision::Verdict(verdict) => decided(&node, verdict, work),
+        Decision::Follows => next::FOLLOW,
         Decision::Begins => next::BEGIN,
     }
 }
@@ -98,6 +100,20 @@ extern "C" fn kp_ingress_ip(skb: *mut __sk_buff) -> i32 {
 #[inline(never)]
 extern "C" fn kp_egress_ip(skb: *mut __sk_buff) -> i32 {
     decide(skb, Hook::Egress, Link::None)
+}
+
+/// A packet of a known flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn kp_follow(skb: *mut __sk_buff) -> i32 {
+    let Some(work) = work() else {
+        return TC_ACT_UNSPEC;
+    };
+    // SAFETY: see `work`.
+    let work = unsafe { &mut *work };
+    let node = Skb::new(skb);
+    let verdict = path::follow(&node, &node, work);
+    decided(&node, verdict, work)
 }
 
 /// A packet of no known flow.
@@ -202,6 +218,9 @@ extern "C" fn kp_tell(skb: *mut __sk_buff, hook: u32) -> i32 {
 #[inline(always)]
 fn go_on(skb: *mut __sk_buff, code: i32, hook: Hook) -> i32 {
     let mut code = code;
+    if code == next::FOLLOW {
+        code = kp_follow(skb);
+    }
     if matches!(hook, Hook::Ingress) && code == next::BEGIN {
         code = kp_begin(skb);
     }

@@ -310,6 +310,7 @@ impl Here {
         let packet = Bytes::new(packet);
         let verdict = match path::decide(hook, Link::None, &packet, maps, &mut work) {
             Decision::Verdict(verdict) => verdict,
+            Decision::Follows => path::follow(&packet, maps, &mut work),
             Decision::Begins => path::begin(&packet, maps, &mut work),
         };
         path::settle(maps, verdict.counter(), &work);
