@@ -101,7 +101,7 @@ fn play(maps: &mut Maps, act: &Act) {
             if let Some(flow) = flow
                 && maps.socket(cookie).forget_flow()
             {
-                closed(&*maps, &flow, false);
+                closed(&*maps, &flow, Stage::Connected);
             }
         }
         Act::Replace(id) => {
@@ -153,7 +153,9 @@ fn failures(maps: &Maps) -> Vec<(u32, u32)> {
 
 fn dialled(maps: &Maps) -> SocketFlow {
     let _ = connect(&maps.socket(1), Protocol::Tcp, &vip(1));
-    maps.socket(1).flow().unwrap()
+    let mut flow = maps.socket(1).flow().unwrap();
+    flow.attempt = watched(maps, &flow).unwrap_or_default();
+    flow
 }
 
 #[test]
@@ -164,7 +166,7 @@ fn an_attempt_fails_once_whatever_the_kernel_says_later() {
     assert_eq!(attempted(&maps, &flow, Attempt::Unanswered), None);
     assert_eq!(attempted(&maps, &flow, Attempt::Refused), None);
     maps.now_ns.set(3_000_000_000);
-    closed(&maps, &flow, true);
+    closed(&maps, &flow, Stage::Dialling);
     assert_eq!(failures(&maps), [(1, Counter::AttemptUnanswered.index())]);
     assert_eq!(maps.backend_stats.borrow()[&1].failures, 1);
 }
@@ -201,12 +203,12 @@ fn who_changes_his_mind_at_once_has_seen_no_failure() {
     let maps = world(1);
     let flow = dialled(&maps);
     maps.now_ns.set(u64::from(PATIENCE_MS) * 1_000_000 - 1);
-    closed(&maps, &flow, true);
+    closed(&maps, &flow, Stage::Dialling);
     // One that was answered, or whose answer nobody saw.
     maps.now_ns.set(u64::from(PATIENCE_MS) * 10_000_000);
-    closed(&maps, &flow, false);
+    closed(&maps, &flow, Stage::Connected);
     assert_eq!(failures(&maps), []);
-    closed(&maps, &flow, true);
+    closed(&maps, &flow, Stage::Dialling);
     assert_eq!(failures(&maps), [(1, Counter::AttemptUnanswered.index())]);
 }
 
@@ -220,10 +222,10 @@ fn a_failure_is_not_that_of_another_endpoint_with_the_id_nor_of_a_service_withou
 
     let mut maps = world(1);
     let flow = dialled(&maps);
-    assert!(is_watched(&maps, &flow));
+    assert_eq!(flow.attempt, WATCHED);
     let word = ServiceWord::with_backends(0, 1);
     maps.services.insert(SERVICE, word.into());
-    assert!(!is_watched(&maps, &flow));
+    assert_eq!(watched(&maps, &flow), None);
     attempted(&maps, &flow, Attempt::Refused).unwrap();
     assert_eq!(failures(&maps), []);
 }

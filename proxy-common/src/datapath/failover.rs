@@ -14,6 +14,9 @@ pub enum Attempt {
     Unanswered = 3,
 }
 
+/// In place of an [`Attempt`]: nothing has become of it yet, and TCP tells when something does.
+pub const WATCHED: u8 = 4;
+
 impl Attempt {
     #[inline(always)]
     pub const fn from_number(number: u32) -> Option<Self> {

@@ -6,7 +6,7 @@
 //! conntrack: until the backend goes or the flow has been idle for two minutes.
 
 use super::{
-    failover::{Attempt, note},
+    failover::{Attempt, WATCHED, note},
     lookup::{Choice, NoChoice, Tables, Visit, account, choose, live},
 };
 use crate::abi::{
@@ -497,12 +497,22 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
     Some(flow.frontend)
 }
 
-/// A TCP socket's attempt to connect. What is to be written to its entry, if this is news.
+/// A TCP socket's SYN leaves. What is to be written to its entry, if what becomes of it is worth knowing.
+#[inline(always)]
+pub fn watched(tables: &impl Tables, flow: &SocketFlow) -> Option<u8> {
+    let fails_over = flow.protocol == Protocol::Tcp.number()
+        && tables
+            .service(flow.service)
+            .is_some_and(|service| service.word.fails_over());
+    fails_over.then_some(WATCHED)
+}
+
+/// What became of a TCP socket's attempt to connect. What is to be written to its entry, if this is news.
 #[inline(always)]
 pub fn attempted(tables: &impl Tables, flow: &SocketFlow, attempt: Attempt) -> Option<u8> {
     // An attempt fails once; but one that is answered after all has not met a dead backend.
     let is_late = matches!(attempt, Attempt::Answered) && flow.attempt == Attempt::Unanswered as u8;
-    if flow.protocol != Protocol::Tcp.number() || (flow.attempt != 0 && !is_late) {
+    if flow.attempt != WATCHED && !is_late {
         return None;
     }
     note(
@@ -519,22 +529,29 @@ pub fn attempted(tables: &impl Tables, flow: &SocketFlow, attempt: Attempt) -> O
 /// changed his mind. Nobody within a cluster takes that long to answer.
 const PATIENCE_MS: u32 = 250;
 
-/// The last close of a socket, whose entry `flow` was just deleted. `is_dialling`: no answer has come yet.
-#[inline(always)]
-pub fn closed(tables: &impl Tables, flow: &SocketFlow, is_dialling: bool) {
-    ended(tables, flow.backend_id);
-    if is_dialling && flow.waited_ms(tables.now_ns()) >= PATIENCE_MS {
-        let _it_is_gone = attempted(tables, flow, Attempt::Unanswered);
-    }
+/// How far a socket has come when it is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// No answer has come yet (SYN_SENT).
+    Dialling,
+    /// It has no connection: it was refused or ended.
+    Over,
+    Connected,
 }
 
-/// Whether what becomes of the socket's attempt is worth knowing.
+/// The last close of a socket, whose entry `flow` was just deleted.
 #[inline(always)]
-pub fn is_watched(tables: &impl Tables, flow: &SocketFlow) -> bool {
-    flow.protocol == Protocol::Tcp.number()
-        && tables
-            .service(flow.service)
-            .is_some_and(|service| service.word.fails_over())
+pub fn closed(tables: &impl Tables, flow: &SocketFlow, stage: Stage) {
+    ended(tables, flow.backend_id);
+    if flow.attempt != WATCHED {
+        return;
+    }
+    let attempt = match stage {
+        Stage::Over => Attempt::Refused,
+        Stage::Dialling if flow.waited_ms(tables.now_ns()) >= PATIENCE_MS => Attempt::Unanswered,
+        Stage::Dialling | Stage::Connected => return,
+    };
+    let _it_is_gone = attempted(tables, flow, attempt);
 }
 
 /// What bind(2) does.

@@ -3,8 +3,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
     },
     helpers::generated::bpf_get_socket_cookie,
     macros::{cgroup_sock, cgroup_sock_addr, sock_ops},
@@ -14,7 +13,7 @@ use proxy_common::{
     abi::{Protocol, SockAddr, SocketCookie, SocketFlow},
     datapath::{
         failover::Attempt,
-        socket::{self, BindVerdict, Verdict},
+        socket::{self, BindVerdict, Stage, Verdict},
     },
 };
 
@@ -166,42 +165,47 @@ pub(crate) fn kp_sock_release(ctx: SockContext) -> i32 {
     // Or the agent was quicker, and has counted.
     if maps::SOCKETS.remove(key).is_ok() {
         // SAFETY: the kernel passes a valid socket.
-        let is_dialling = unsafe { (*ctx.sock).state } == BPF_TCP_SYN_SENT;
-        socket::closed(&Kernel, &flow, is_dialling);
+        let stage = match unsafe { (*ctx.sock).state } {
+            BPF_TCP_SYN_SENT => Stage::Dialling,
+            BPF_TCP_CLOSE => Stage::Over,
+            _ => Stage::Connected,
+        };
+        socket::closed(&Kernel, &flow, stage);
     }
     ALLOW
 }
 
-/// The kernel's TCP tells how a connection is getting on.
+/// The kernel's TCP tells how a connection is getting on. This runs several times for every connection of
+/// the node, at both ends: what isn't asked for costs least.
 #[sock_ops]
 pub(crate) fn kp_sock_ops(ctx: SockOpsContext) -> u32 {
     // The reply is left alone: other programs of the cgroup may have given it.
     const DONE: u32 = 1;
-    const WATCHED: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
+    // That it was refused is seen when it is closed.
+    const REPEATED: u32 = BPF_SOCK_OPS_RTO_CB_FLAG;
     let attempt = match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if let Some(flow) = entry(&ctx)
-                // SAFETY: see `entry`.
-                && socket::is_watched(&Kernel, unsafe { &*flow })
-            {
-                // Never taken back: somebody else may want to hear of the socket too.
-                let _unwatched = ctx.set_cb_flags((ctx.cb_flags() | WATCHED) as i32);
-            }
-            return DONE;
+        BPF_SOCK_OPS_TCP_CONNECT_CB => None,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if ctx.cb_flags() & REPEATED != 0 => {
+            Some(Attempt::Answered)
         }
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if ctx.cb_flags() & WATCHED != 0 => Attempt::Answered,
-        BPF_SOCK_OPS_RTO_CB if state(&ctx) == BPF_TCP_SYN_SENT => Attempt::Unanswered,
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT && ctx.arg(1) == BPF_TCP_CLOSE => {
-            Attempt::Refused
-        }
+        BPF_SOCK_OPS_RTO_CB if state(&ctx) == BPF_TCP_SYN_SENT => Some(Attempt::Unanswered),
         _ => return DONE,
     };
-    if let Some(flow) = entry(&ctx) {
-        // SAFETY: see `entry`. Nobody else writes this byte.
-        unsafe {
-            let was = *flow;
-            if let Some(now) = socket::attempted(&Kernel, &was, attempt) {
-                (&raw mut (*flow).attempt).write_volatile(now);
+    let Some(entry) = entry(&ctx) else {
+        return DONE;
+    };
+    // SAFETY: see `entry`. Nobody else writes this byte.
+    unsafe {
+        let flow = *entry;
+        let news = match attempt {
+            Some(attempt) => socket::attempted(&Kernel, &flow, attempt),
+            None => socket::watched(&Kernel, &flow),
+        };
+        if let Some(news) = news {
+            (&raw mut (*entry).attempt).write_volatile(news);
+            if attempt.is_none() {
+                // Never taken back: somebody else may want to hear of the socket too.
+                let _unwatched = ctx.set_cb_flags((ctx.cb_flags() | REPEATED) as i32);
             }
         }
     }

@@ -14,7 +14,7 @@ use proxy_common::{
     },
     datapath::{
         lookup::{NoChoice, Visit, choose},
-        socket::{Socket as _, Verdict, closed, connect},
+        socket::{Socket as _, Stage, Verdict, closed, connect},
     },
 };
 
@@ -109,7 +109,7 @@ fn dial(
     if let Some(flow) = socket.flow()
         && socket.forget_flow()
     {
-        closed(&socket, &flow, false);
+        closed(&socket, &flow, Stage::Connected);
     }
     if count(Counter::ConnectNotAllowed) > before[0] {
         assert_eq!(verdict, Verdict::Drop);
