@@ -117,7 +117,7 @@ fn node_port_of(index: usize) -> u16 {
 }
 
 fn fleet() -> Result<Fleet> {
-    fleet_with(|_, service| service)
+    fleet_with(|index, service| SORTS[index].1(service))
 }
 
 /// Every scheduler, and weights that differ.
@@ -131,10 +131,12 @@ fn balanced(dice: &mut Dice) -> impl FnMut(usize, Service) -> Service {
         .collect();
     println!("schedulers from {first} on, weights {weights:?}");
     move |index, service| {
-        // The one that has a rule of its own keeps it.
-        if SORTS[index].0 == "cache" {
-            return service;
-        }
+        let (name, special, _) = SORTS[index];
+        // One has a rule of its own.
+        let service = match name {
+            "cache" => service,
+            _ => special(service),
+        };
         let scheduler = Scheduler::ALL[(first + index) % Scheduler::ALL.len()];
         service
             .annotation(SCHEDULER, scheduler.name())
@@ -169,7 +171,7 @@ fn fleet_with(mut rule: impl FnMut(usize, Service) -> Service) -> Result<Fleet> 
     let extra = ["--pod-devices", "guest*", "--snat-ports", "20000-20999"];
     let fleet = Fleet::start(world, &["node-a"], &extra, |world, manifests| {
         manifests.service_cidrs(&CIDRS)?;
-        for (index, (name, special, endpoints)) in SORTS.into_iter().enumerate() {
+        for (index, (name, _, endpoints)) in SORTS.into_iter().enumerate() {
             let vips = vips(index);
             let [v4, v6] = &vips;
             let service = node_port(name, [v4.as_str(), v6.as_str()], node_port_of(index))
@@ -180,7 +182,7 @@ fn fleet_with(mut rule: impl FnMut(usize, Service) -> Service) -> Result<Fleet> 
             } else {
                 service
             };
-            manifests.service(&rule(index, special(service)))?;
+            manifests.service(&rule(index, service))?;
             slices(world, manifests, name, endpoints)?;
         }
         Ok(())
@@ -660,6 +662,16 @@ fn the_command_tells_the_story_and_changes_nothing() -> Result<()> {
     );
     let json: serde_json::Value = serde_json::from_str(&of(&[&laptop, &port, "--json"])?)?;
     ensure!(json["verdict"] == "dropped", "{json}");
+    // Its slots are a table of hundreds.
+    let json: serde_json::Value =
+        serde_json::from_str(&of(&[&laptop, "default/cache:http", "--json"])?)?;
+    let (choice, all) = (&json["choice"], json["candidates"].as_array());
+    ensure!(all.is_some_and(|all| all.len() == 3), "{json}");
+    ensure!(choice["scheduler"] == "maglev", "{json}");
+    ensure!(
+        choice["looked_at"][0]["backend"] == json["backend"],
+        "{json}"
+    );
     let now = agent.status()?["counters"].clone();
     for counter in ["connect_translated", "packet_no_local_endpoint"] {
         ensure!(now[counter] == before[counter], "{counter}: {now}");

@@ -34,7 +34,7 @@ impl Candidate {
 pub struct Choice {
     pub service: u32,
     pub word: ServiceWord,
-    /// Each once, in the order of their first slots.
+    /// Each once, by address.
     pub candidates: Vec<Candidate>,
     pub backend_id: u32,
     pub backend: SockAddr,
@@ -90,7 +90,9 @@ pub(super) fn candidates(
             stats,
         })
     };
-    found.into_iter().filter_map(candidate).collect()
+    let mut found: Vec<Candidate> = found.into_iter().filter_map(candidate).collect();
+    found.sort_by_key(|one| one.address().socket_addr());
+    found
 }
 
 /// What was asked from the frontend on. What comes before is of an earlier flow.
