@@ -9,8 +9,8 @@ use std::{
 };
 
 use proxy_common::abi::{
-    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, ServiceAffinity, ServiceWord,
-    SockAddr,
+    ABI_VERSION, Backend, Counter, Empty, Frontend, FrontendKind, Scheduler, ServiceAffinity,
+    ServiceWord, SockAddr,
 };
 use serde::Serialize;
 
@@ -89,6 +89,12 @@ pub struct FrontendStatus {
     pub service_id: u32,
     /// `translate`, `refuse` (no endpoints), `drop` (policy Local, none here) or `damaged`.
     pub verdict: &'static str,
+    /// By which rule a new connection gets its backend; absent: there is none to get.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<&'static str>,
+    /// Whether backends that don't answer are passed over; absent: there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failover: Option<bool>,
     /// Connections of this node to the Service port, by whatever address, that are open now.
     pub active: u64,
     pub backends: Vec<BackendStatus>,
@@ -102,6 +108,9 @@ pub struct FrontendStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity_timeout_secs: Option<u32>,
 }
+
+/// The scheduler that isn't worth a word.
+const USUAL: &str = Scheduler::Random.name();
 
 impl FrontendStatus {
     pub(crate) fn sort_key(&self) -> (&str, IpAddr, u16, &str) {
@@ -309,9 +318,11 @@ impl Status {
         let mut table = output::table(width, &header);
         for frontend in &self.frontends {
             let chosen = frontend.backends.iter().filter(|b| b.chosen);
+            let rule = frontend.scheduler.filter(|name| *name != USUAL);
             let backends = match frontend.verdict {
                 "translate" => chosen
                     .map(BackendStatus::cell)
+                    .chain(rule.map(|name| format!("by {name}")))
                     .collect::<Vec<_>>()
                     .join("\n"),
                 verdict => format!("none: {verdict}"),
@@ -437,6 +448,7 @@ pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
         (
             verdict,
             by_service.get(&service).cloned().unwrap_or_default(),
+            (word.count() > 0).then_some(word),
         )
     };
     let mut frontends: Vec<FrontendStatus> = observed
@@ -444,7 +456,7 @@ pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
         .iter()
         .filter(|(key, _)| address_of(key).is_none())
         .map(|(key, frontend)| {
-            let (verdict, backends) = list(frontend.service);
+            let (verdict, backends, word) = list(frontend.service);
             FrontendStatus {
                 address: key.addr.ip(),
                 port: u16::from_be(key.port_be),
@@ -456,9 +468,11 @@ pub(crate) fn frontends(observed: &Observed) -> Vec<FrontendStatus> {
                 service: observed.service_name(frontend.service).into_owned(),
                 service_id: frontend.service,
                 verdict,
+                scheduler: word.map(|word| word.scheduler().name()),
+                failover: word.map(ServiceWord::fails_over),
                 backends,
                 outside: (frontend.outside_service != 0).then(|| {
-                    let (verdict, backends) = list(frontend.outside_service);
+                    let (verdict, backends, _) = list(frontend.outside_service);
                     OutsideStatus {
                         service_id: frontend.outside_service,
                         verdict,
@@ -568,6 +582,27 @@ mod tests {
                 "10.96.0.20:53      UDP    ClusterIP     kube-system/dns:dns  0       none: refuse",
             ]
         );
+    }
+
+    #[test]
+    fn a_scheduler_is_shown_where_it_is_another_than_most_have() {
+        let mut observed = fixture::observed();
+        let json = |observed: &Observed, at: usize| {
+            serde_json::to_value(frontends(observed).swap_remove(at)).unwrap()
+        };
+        assert_eq!(json(&observed, 0)["scheduler"], "random");
+        // None is served.
+        assert_eq!(json(&observed, 3).get("scheduler"), None);
+        let service = observed.services.get_mut(&1).unwrap();
+        service.word = service.word.scheduled(Scheduler::Maglev, true, false);
+        let of = json(&observed, 0);
+        assert_eq!(
+            (&of["scheduler"], &of["failover"]),
+            (&"maglev".into(), &true.into())
+        );
+        let text = Status::new(&observed, ROOM, (0, 8), &[], Vec::new()).to_table(None);
+        let shown = lines(&text, "FRONTEND");
+        assert_eq!(shown[3].trim(), "by maglev");
     }
 
     #[test]

@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use proxy_common::{
-    abi::{Counter, Protocol, SockAddr, UdpFlow, UdpFlowKey, map},
+    abi::{Counter, Protocol, Scheduler, SockAddr, UdpFlow, UdpFlowKey, map},
     datapath::{socket::Verdict, traced::Lookup},
 };
 use proxy_user::{
+    expiry::monotonic_ns,
     loader::{AffinityMap, FlowMap, Pins},
     maps::{MapStore as _, bpf::BpfStore},
     trace::{
@@ -44,7 +45,7 @@ type Sort = (
 );
 
 /// A Service of every sort; each has a ClusterIP, a NodePort and a load balancer's address.
-const SORTS: [Sort; 9] = [
+const SORTS: [Sort; 10] = [
     ("web", |service| service, &["near", "far", "away"]),
     ("empty", |service| service, &[]),
     (
@@ -80,7 +81,18 @@ const SORTS: [Sort; 9] = [
         &["near", "far", "away"],
     ),
     ("guest", |service| service, &["vm", "node-a"]),
+    (
+        "cache",
+        |service| {
+            let service = service.annotation(SCHEDULER, "maglev");
+            service.annotation(WEIGHTS, "node/node-b=2")
+        },
+        &["near", "far", "away"],
+    ),
 ];
+
+const SCHEDULER: &str = "kube-portal.io/scheduler";
+const WEIGHTS: &str = "kube-portal.io/weights";
 
 fn number(index: usize) -> u16 {
     u16::try_from(index).expect("a few")
@@ -105,6 +117,50 @@ fn node_port_of(index: usize) -> u16 {
 }
 
 fn fleet() -> Result<Fleet> {
+    fleet_with(|index, service| SORTS[index].1(service))
+}
+
+/// Every scheduler, and weights that differ.
+fn balanced(dice: &mut Dice) -> impl FnMut(usize, Service) -> Service {
+    let first = dice.below(Scheduler::ALL.len());
+    let weights: Vec<String> = (0..SORTS.len())
+        .map(|_| {
+            let (here, there) = (1 + dice.below(4), 1 + dice.below(4));
+            format!("node/node-a={here}, node/node-b={there}")
+        })
+        .collect();
+    println!("schedulers from {first} on, weights {weights:?}");
+    move |index, service| {
+        let (name, special, _) = SORTS[index];
+        // One has a rule of its own.
+        let service = match name {
+            "cache" => service,
+            _ => special(service),
+        };
+        let scheduler = Scheduler::ALL[(first + index) % Scheduler::ALL.len()];
+        service
+            .annotation(SCHEDULER, scheduler.name())
+            .annotation(WEIGHTS, &weights[index])
+    }
+}
+
+/// Stops the agent, which would think better of it, and has some backends passed over.
+fn pass_over_some(fleet: &mut Fleet, store: &mut BpfStore, dice: &mut Dice) -> Result<usize> {
+    fleet.agent_mut("node-a")?.stop()?;
+    let until_ns = monotonic_ns() + 3_600_000_000_000;
+    let mut some = 0;
+    let mut ids: Vec<u32> = store.observe()?.backends.into_keys().collect();
+    ids.sort_unstable();
+    for id in ids {
+        if dice.below(3) == 0 {
+            store.pass_over(id, until_ns)?;
+            some += 1;
+        }
+    }
+    Ok(some)
+}
+
+fn fleet_with(mut rule: impl FnMut(usize, Service) -> Service) -> Result<Fleet> {
     let world = World::builder()
         .node("node-a", ["client", "near"])
         .guest("vm")
@@ -115,7 +171,7 @@ fn fleet() -> Result<Fleet> {
     let extra = ["--pod-devices", "guest*", "--snat-ports", "20000-20999"];
     let fleet = Fleet::start(world, &["node-a"], &extra, |world, manifests| {
         manifests.service_cidrs(&CIDRS)?;
-        for (index, (name, special, endpoints)) in SORTS.into_iter().enumerate() {
+        for (index, (name, _, endpoints)) in SORTS.into_iter().enumerate() {
             let vips = vips(index);
             let [v4, v6] = &vips;
             let service = node_port(name, [v4.as_str(), v6.as_str()], node_port_of(index))
@@ -126,7 +182,7 @@ fn fleet() -> Result<Fleet> {
             } else {
                 service
             };
-            manifests.service(&special(service))?;
+            manifests.service(&rule(index, service))?;
             slices(world, manifests, name, endpoints)?;
         }
         Ok(())
@@ -237,6 +293,16 @@ fn ensure_counted(
     Ok(())
 }
 
+/// Of all backends.
+fn open_connections(store: &BpfStore) -> Result<i64> {
+    let backends = store.backend_stats()?;
+    Ok(backends.iter().map(|(_, stats)| stats.active).sum())
+}
+
+const fn is_drawn(scheduler: Scheduler) -> bool {
+    !scheduler.looks_at_addresses() && !matches!(scheduler, Scheduler::RoundRobin)
+}
+
 /// Those that only the packets of a test count: others pass through the devices as well.
 fn is_of_test_packets(counter: Counter) -> bool {
     matches!(
@@ -255,11 +321,12 @@ fn is_of_test_packets(counter: Counter) -> bool {
 
 #[test]
 fn the_trace_of_a_packet_is_what_the_loaded_program_does() -> Result<()> {
-    let fleet = fleet()?;
+    let mut dice = Dice::of_this_run();
+    let mut fleet = fleet_with(balanced(&mut dice))?;
+    let pins = Pins::new(fleet.world.node("node-a").bpffs());
+    let out = pass_over_some(&mut fleet, &mut pins.open_store()?, &mut dice)?;
     let world = &fleet.world;
     let node = world.node("node-a");
-    let pins = Pins::new(node.bpffs());
-    let mut dice = Dice::of_this_run();
     let to = destinations(world);
     let laptop = world.pod("laptop");
     let vm = world.pod("vm");
@@ -277,8 +344,11 @@ fn the_trace_of_a_packet_is_what_the_loaded_program_does() -> Result<()> {
             let (egress, _) = tracer.place(&any, Some(HookName::Egress), None).await?;
             let store = pins.open_store()?;
             let before = counters(&store)?;
+            let active = open_connections(&store)?;
             let mut wanted: BTreeMap<Counter, u64> = BTreeMap::new();
             let mut again = 0;
+            let (mut passed_over, mut others) = (0, 0);
+            let mut by: BTreeMap<Scheduler, u64> = BTreeMap::new();
             for number in 0..PACKETS {
                 let (place, sources) = match dice.below(4) {
                     0 => (guest, vec![vm.ip4(), vm.ip6()]),
@@ -311,7 +381,20 @@ fn the_trace_of_a_packet_is_what_the_loaded_program_does() -> Result<()> {
                     };
                     *wanted.entry(packet.verdict.counter()).or_default() += 1;
                     match &run.agreement {
-                        Agreement::Agrees => break,
+                        Agreement::Agrees => {
+                            if let (Some(choice), Some(chose)) = (&story.choice, run.chose) {
+                                let scheduler = choice.word.scheduler();
+                                passed_over += usize::from(!choice.passed_over.is_empty());
+                                others += usize::from(Some(chose) != story.backend());
+                                *by.entry(scheduler).or_default() += u64::from(!choice.is_kept);
+                                ensure!(
+                                    is_drawn(scheduler) || Some(chose) == story.backend(),
+                                    "{}: {scheduler:?} chose {chose}",
+                                    what()
+                                );
+                            }
+                            break;
+                        }
                         // It has answered too many of late: until it answers this one.
                         Agreement::AgreesInPart(_) => {
                             again += 1;
@@ -326,7 +409,16 @@ fn the_trace_of_a_packet_is_what_the_loaded_program_does() -> Result<()> {
                 }
             }
             ensure_counted(&before, &counters(&store)?, &wanted, is_of_test_packets)?;
-            println!("{PACKETS} packets, {again} of them again: {wanted:?}");
+            println!(
+                "{PACKETS} packets, {again} of them again: {wanted:?}; by {by:?}, {passed_over} with some of {out} \
+                 backends passed over, {others} drawn otherwise"
+            );
+            for scheduler in Scheduler::ALL {
+                let seen = by.get(&scheduler).copied().unwrap_or(0);
+                ensure!(seen > 20, "{scheduler:?}: {seen} times only");
+            }
+            ensure!(passed_over > 20 && others > 20, "{passed_over}, {others}");
+            ensure!(open_connections(&store)? == active, "connections were counted");
             for counter in [
                 Counter::PacketPassed,
                 Counter::PacketNewFlow,
@@ -397,10 +489,10 @@ impl Sockets {
         let found = format!("{dialled:?}, sent to {backend:?}");
         let agrees = match story.kind() {
             Kind::Translated => {
-                let kept = story.choice.as_ref().is_some_and(|choice| choice.is_kept);
+                let is_certain = is_certain(story);
                 backend.is_some_and(|backend| {
                     story.candidates().any(|one| one == backend)
-                        && (!kept || story.backend() == Some(backend))
+                        && (!is_certain || story.backend() == Some(backend))
                 })
             }
             // Where UDP can't be refused, it is parked.
@@ -420,6 +512,23 @@ impl Sockets {
     }
 }
 
+/// Whether no call before it, and no draw, can make another of it. A socket's network namespace may not be
+/// known.
+fn is_certain(story: &Story) -> bool {
+    let Some(choice) = &story.choice else {
+        return false;
+    };
+    let scheduler = choice.word.scheduler();
+    // Affinity goes first, and an earlier call of the batch may have got it.
+    let has_affinity = story
+        .lookups
+        .iter()
+        .any(|lookup| matches!(lookup, Lookup::Affinity(..)));
+    let is_by_address = scheduler == Scheduler::DestinationHash
+        || scheduler.looks_at_addresses() && choice.client.netns != 0;
+    choice.is_kept || is_by_address && !has_affinity
+}
+
 fn is_of_calls(counter: Counter) -> bool {
     let name = counter.name();
     name.starts_with("connect_") || name.starts_with("send_")
@@ -427,12 +536,14 @@ fn is_of_calls(counter: Counter) -> bool {
 
 #[test]
 fn the_trace_of_a_call_is_what_becomes_of_it() -> Result<()> {
-    let fleet = fleet()?;
+    let mut dice = Dice::of_this_run();
+    let mut fleet = fleet_with(balanced(&mut dice))?;
+    let pins = Pins::new(fleet.world.node("node-a").bpffs());
+    let mut sockets = Sockets::open(&pins)?;
+    let out = pass_over_some(&mut fleet, &mut sockets.store, &mut dice)?;
     let world = &fleet.world;
     let node = world.node("node-a");
-    let pins = Pins::new(node.bpffs());
-    let sockets = Sockets::open(&pins)?;
-    let mut dice = Dice::of_this_run();
+    let (mut certain, mut by) = (0, BTreeMap::<Scheduler, u64>::new());
     let to = destinations(world);
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let knows_netns = netns_of(std::process::id()).is_ok();
@@ -489,14 +600,25 @@ fn the_trace_of_a_call_is_what_becomes_of_it() -> Result<()> {
         })?;
         for story in &stories {
             *kinds.entry(format!("{:?}", story.kind())).or_default() += 1;
-            kept += usize::from(story.choice.as_ref().is_some_and(|choice| choice.is_kept));
+            if let Some(choice) = &story.choice {
+                kept += usize::from(choice.is_kept);
+                *by.entry(choice.word.scheduler()).or_default() += 1;
+            }
+            certain += usize::from(is_certain(story));
             for counter in counted(story) {
                 *wanted.entry(counter).or_default() += 1;
             }
         }
     }
     ensure_counted(&before, &counters(&sockets.store)?, &wanted, is_of_calls)?;
-    println!("{CALLS} calls: {kinds:?}, {kept} kept by affinity: {wanted:?}");
+    println!(
+        "{CALLS} calls: {kinds:?}, {kept} kept by affinity, {certain} certain, by {by:?}, {out} backends passed over: \
+         {wanted:?}"
+    );
+    ensure!(
+        certain > 50 && by.len() == Scheduler::ALL.len(),
+        "{certain}, {by:?}"
+    );
     ensure!(
         kinds.len() == 4 && kinds.values().all(|count| *count > 50),
         "{kinds:?}"
@@ -540,6 +662,16 @@ fn the_command_tells_the_story_and_changes_nothing() -> Result<()> {
     );
     let json: serde_json::Value = serde_json::from_str(&of(&[&laptop, &port, "--json"])?)?;
     ensure!(json["verdict"] == "dropped", "{json}");
+    // Its slots are a table of hundreds.
+    let json: serde_json::Value =
+        serde_json::from_str(&of(&[&laptop, "default/cache:http", "--json"])?)?;
+    let (choice, all) = (&json["choice"], json["candidates"].as_array());
+    ensure!(all.is_some_and(|all| all.len() == 3), "{json}");
+    ensure!(choice["scheduler"] == "maglev", "{json}");
+    ensure!(
+        choice["looked_at"][0]["backend"] == json["backend"],
+        "{json}"
+    );
     let now = agent.status()?["counters"].clone();
     for counter in ["connect_translated", "packet_no_local_endpoint"] {
         ensure!(now[counter] == before[counter], "{counter}: {now}");

@@ -40,6 +40,8 @@ fn reserved(observed: &Observed) -> Vec<FrontendStatus> {
                 .map_or_else(|| "?".to_owned(), String::clone),
             service_id: 0,
             verdict: "refuse",
+            scheduler: None,
+            failover: None,
             active: 0,
             backends: Vec::new(),
             outside: None,

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use proxy_common::{
-    abi::{AffinityKey, Counter, FlowEntry, PortRange, Tuple},
+    abi::{AffinityKey, Counter, FlowEntry, PortRange, Scheduler, ServiceWord, Tuple},
     datapath::{
         conntrack,
         path::{Verdict, Work},
@@ -21,8 +21,9 @@ use serde::Serialize;
 use super::{
     Options, TraceError, Tracer,
     context::Context,
-    live::Dice,
+    live::Chance,
     place::Place,
+    possible::{self, Burdens},
     story::{Outcome, PacketOutcome, Story},
 };
 use crate::loader::running_program;
@@ -31,6 +32,9 @@ use crate::loader::running_program;
 const UNSPEC: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
+
+/// So many turns are tried, if others connect at the same moment.
+const TURNS: usize = 64;
 
 /// What an answer is longer than its packet by, at most.
 const ROOM: usize = 256;
@@ -41,8 +45,8 @@ pub struct KernelRun {
     pub program_id: u32,
     /// What it returned, in words.
     pub returned: String,
-    /// The backend that it drew, which may be another than the story's.
-    pub drew: Option<SocketAddr>,
+    /// The backend that it chose, which may be another than the story's.
+    pub chose: Option<SocketAddr>,
     pub agreement: Agreement,
     /// What it wrote, and what became of that.
     pub written: Vec<String>,
@@ -131,25 +135,36 @@ impl Tracer {
             .map(|key| (*key, self.live.affinity.get(key)))
             .collect();
         let limited = self.live.store.counter(Counter::PacketAnswerLimited);
+        let scales = self.scales(story);
         let ran = run(&program, ifindex, &packet.before);
-        let left = self.take_out(&tuple, &before)?;
+        let left = self.take_out(&tuple, &before, story)?;
         let (returned, out) = ran?;
         let limited = limited != self.live.store.counter(Counter::PacketAnswerLimited);
         let judge = |packet: &PacketOutcome| compare(packet, returned, &out, link, limited);
-        let again = |given: Vec<u32>| {
-            let dice = Dice::loaded(options.seed, given);
-            self.run(story.question, story.place, options, dice)
-        };
-        // The program has drawn for itself: the same draws again.
+        let again = |chance| self.run(story.question, story.place, options, chance);
+        // The program has chosen for itself: the same choice again.
         let agreement = match &left.entry {
-            Some(entry) => match again(self.draws(story, entry))?.outcome {
-                Outcome::Packet(packet) => judge(&packet),
-                Outcome::NotOurs | Outcome::Call(_) | Outcome::Lost => judge(packet),
-            },
+            Some(entry) => {
+                let chance = Chance::Settled {
+                    backend_id: entry.backend_id,
+                    number: self.port_draw(entry),
+                };
+                let agreement = match again(chance)?.outcome {
+                    Outcome::Packet(packet) => judge(&packet),
+                    Outcome::NotOurs | Outcome::Call(_) | Outcome::Lost => judge(packet),
+                };
+                match agreement {
+                    Agreement::Agrees => self.weigh(story, options, scales.as_ref(), entry)?,
+                    Agreement::AgreesInPart(_) | Agreement::Differs(_) => agreement,
+                }
+            }
             None => match judge(packet) {
-                // What is dropped leaves nothing that tells what was drawn: any of them will do.
-                Agreement::Differs(how) => Self::other_draws(story)
-                    .filter_map(|index| again(vec![index]).ok())
+                // What is dropped leaves nothing that tells what was chosen: any of them will do.
+                Agreement::Differs(how) => Self::others(story)
+                    .filter_map(|backend_id| {
+                        let number = 0;
+                        again(Chance::Settled { backend_id, number }).ok()
+                    })
                     .find_map(|story| {
                         if let Outcome::Packet(packet) = story.outcome
                             && packet.verdict.done().is_none()
@@ -157,7 +172,7 @@ impl Tracer {
                         {
                             let backend = story.choice?.backend;
                             Some(Agreement::AgreesInPart(format!(
-                                "the program must have drawn another backend, such as {backend}"
+                                "the program must have chosen another backend, such as {backend}"
                             )))
                         } else {
                             None
@@ -170,7 +185,7 @@ impl Tracer {
         Ok(KernelRun {
             program_id,
             returned: code_words(returned),
-            drew: left.entry.map(|entry| entry.dst.socket_addr()),
+            chose: left.entry.map(|entry| entry.dst.socket_addr()),
             agreement,
             written: left.written,
         })
@@ -181,6 +196,7 @@ impl Tracer {
         &mut self,
         tuple: &Tuple,
         affinity: &[(AffinityKey, Option<proxy_common::abi::AffinityEntry>)],
+        story: &Story,
     ) -> Result<Left, TraceError> {
         let mut written = Vec::new();
         let entry = self.live.half_open.get(tuple);
@@ -219,38 +235,104 @@ impl Tracer {
                 }
             }
         }
-        written.push(
-            "the counters, also of the Service: one packet more, which stays counted".to_owned(),
-        );
+        let counted = "the counters, also of the Service: one packet more, which stays counted";
+        let choice = story.choice.as_ref().filter(|choice| !choice.is_kept);
+        let goes_by_turns =
+            choice.is_some_and(|choice| choice.word.scheduler() == Scheduler::RoundRobin);
+        written.push(match goes_by_turns && entry.is_some() {
+            true => format!("{counted}; a turn of the scheduler with it"),
+            false => counted.to_owned(),
+        });
         Ok(Left { entry, written })
     }
 
-    /// Numbers with which the datapath draws each of the backends.
-    fn other_draws(story: &Story) -> std::ops::Range<u32> {
-        let choice = story.choice.as_ref().filter(|choice| !choice.is_kept);
-        let count = choice.map_or(0, |choice| choice.candidates.len());
-        0..u32::try_from(count).unwrap_or(0)
+    /// The backends that might have been chosen.
+    fn others(story: &Story) -> impl Iterator<Item = u32> {
+        let choice = story.choice.iter().filter(|choice| !choice.is_kept);
+        choice.flat_map(|choice| choice.candidates.iter().map(|one| one.id))
     }
 
-    /// Numbers with which the datapath draws the backend and the source port of this entry.
-    fn draws(&self, story: &Story, entry: &FlowEntry) -> Vec<u32> {
-        let mut draws = Vec::new();
-        if let Some(choice) = story.choice.as_ref().filter(|choice| !choice.is_kept) {
-            let mut ids = choice.candidates.iter().map(|(id, _)| *id);
-            let index = ids.position(|id| id == entry.backend_id).unwrap_or(0);
-            draws.push(u32::try_from(index).unwrap_or(0));
-        }
+    /// The number with which the datapath draws the source port of this entry.
+    fn port_draw(&self, entry: &FlowEntry) -> u32 {
         let PortRange { first, .. } = self.live.constants.snat_ports;
         let index = u32::from(u16::from_be(entry.src.port_be).wrapping_sub(first));
         let keeps_port = entry.via == proxy_common::abi::Via::Stack as u8;
-        draws.push(if keeps_port {
+        if keeps_port {
             // The first try was the client's own port.
             index.wrapping_sub(snat::STRIDE)
         } else {
             index
-        });
-        draws
+        }
     }
+
+    /// What the scheduler goes by, now.
+    fn scales(&self, story: &Story) -> Option<Scales> {
+        let choice = story.choice.as_ref().filter(|choice| !choice.is_kept)?;
+        let (service, word) = (choice.service, choice.word);
+        let ids: Vec<u32> = choice.candidates.iter().map(|one| one.id).collect();
+        let stats = self.live.store.service_stats_of(service);
+        Some(Scales {
+            word: self.live.store.service(service).ok()?.word,
+            burdens: self.live.burdens(service, word, &ids),
+            turn: stats.map_or(0, |stats| stats.connections),
+        })
+    }
+
+    /// Whether the scheduler may have chosen the backend of this entry. `before`: [`Self::scales`] from before
+    /// the program ran; `None`: it was not asked.
+    fn weigh(
+        &self,
+        story: &Story,
+        options: Options,
+        before: Option<&Scales>,
+        entry: &FlowEntry,
+    ) -> Result<Agreement, TraceError> {
+        let (Some(choice), Some(before), Some(after)) = (&story.choice, before, self.scales(story))
+        else {
+            return Ok(Agreement::Agrees);
+        };
+        let id = entry.backend_id;
+        let (word, run) = (choice.word, self.live.slots(choice.word));
+        let is_choice_of = |chance| -> Result<bool, TraceError> {
+            let story = self.run(story.question, story.place, options, chance)?;
+            Ok(story.choice.is_some_and(|choice| choice.backend_id == id))
+        };
+        let is_possible = match possible::may_draw(word, &run, &before.burdens, id) {
+            Some(true) => true,
+            Some(false) => possible::may_draw(word, &run, &after.burdens, id) == Some(true),
+            None if id == choice.backend_id => true,
+            // Others may have had turns, too.
+            None => {
+                let mut is_possible = is_choice_of(Chance::Drawn(options.seed))?;
+                for turn in (before.turn..after.turn).take(TURNS) {
+                    is_possible = is_possible || is_choice_of(Chance::Turn(turn, options.seed))?;
+                }
+                is_possible
+            }
+        };
+        let chosen = entry.dst;
+        let scheduler = word.scheduler().name();
+        let other_turns = after.turn.saturating_sub(before.turn) > TURNS as u64;
+        Ok(if is_possible {
+            Agreement::Agrees
+        } else if before.word != after.word || before.burdens != after.burdens || other_turns {
+            Agreement::AgreesInPart(format!(
+                "why it chose {chosen} can't be told: the Service or its connections changed while it ran"
+            ))
+        } else {
+            Agreement::Differs(format!(
+                "it chose {chosen}, which {scheduler} can't choose here"
+            ))
+        })
+    }
+}
+
+/// What a scheduler goes by.
+struct Scales {
+    word: ServiceWord,
+    burdens: Burdens,
+    /// Connections that the service was given.
+    turn: u64,
 }
 
 fn affinity_keys(story: &Story) -> Vec<AffinityKey> {

@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
 };
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
@@ -12,7 +12,7 @@ use proxy_common::{
     abi::{
         AffinityEntry, AffinityKey, AttemptFailure, Backend, BackendStats, Counter, Device,
         FlowEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, PortRange, Service,
-        ServiceStats, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey, map,
+        ServiceStats, ServiceWord, SockAddr, SocketFlow, Tuple, UdpFlow, UdpFlowKey, map,
     },
     datapath::{
         answer::Budget,
@@ -25,8 +25,13 @@ use proxy_common::{
     },
 };
 
-use super::helpers::Helpers;
+use super::{
+    choice::{self, Candidate},
+    helpers::Helpers,
+    possible::Burdens,
+};
 use crate::{
+    expiry::monotonic_ns,
     loader::{AffinityMap, Constants, FlowMap, PinError, Pins},
     maps::bpf::{BpfStore, OpenError},
 };
@@ -66,15 +71,40 @@ impl Live {
         self.devices.get(&ifindex, 0).ok().map(Device::from_bytes)
     }
 
-    /// What gets new connections of a service, in the order of its slots.
-    pub(super) fn candidates(&self, service: &Service) -> Vec<(u32, Backend)> {
-        let word = service.word;
-        (0..word.count())
-            .filter_map(|index| {
-                let id = self.store.slot(word.first_slot().checked_add(index)?)?;
-                Some((id, self.store.backend(id)?))
-            })
-            .collect()
+    /// What gets new connections of a service.
+    pub(super) fn candidates(&self, service: &Service) -> Vec<Candidate> {
+        choice::candidates(
+            service.word,
+            |slot| self.store.slot(slot),
+            |id| {
+                let stats = self.store.backend_stats_of(id).unwrap_or_default();
+                Some((self.store.backend(id)?, stats))
+            },
+        )
+    }
+
+    /// The ids in the slots of a service.
+    pub(super) fn slots(&self, word: ServiceWord) -> Vec<u32> {
+        let slot = |index| self.store.slot(word.first_slot().wrapping_add(index));
+        (0..word.count()).filter_map(slot).collect()
+    }
+
+    /// What these backends of a service have to do now.
+    pub(super) fn burdens(&self, service: u32, word: ServiceWord, ids: &[u32]) -> Burdens {
+        let run = Run::new(self, monotonic_ns(), Chance::Drawn(0));
+        let draw = Draw {
+            service,
+            word,
+            client: 0,
+            destination: 0,
+            avoid: 0,
+        };
+        let mut burdens = Burdens::new();
+        for id in ids {
+            let burden = || schedule::burden(&run, &draw, *id);
+            burdens.entry(*id).or_insert_with(burden);
+        }
+        burdens
     }
 
     fn table(&self, table: Table) -> &FlowMap {
@@ -85,28 +115,15 @@ impl Live {
     }
 }
 
-/// Draws that are given first, and then any.
-#[derive(Debug)]
-pub(super) struct Dice {
-    given: VecDeque<u32>,
-    rng: fastrand::Rng,
-}
-
-impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
-        Self::loaded(seed, [])
-    }
-
-    pub(super) fn loaded(seed: u64, given: impl IntoIterator<Item = u32>) -> Self {
-        Self {
-            given: given.into_iter().collect(),
-            rng: fastrand::Rng::with_seed(seed),
-        }
-    }
-
-    fn next(&mut self) -> u32 {
-        self.given.pop_front().unwrap_or_else(|| self.rng.u32(..))
-    }
+/// What a run does not take from the maps.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Chance {
+    /// Any numbers, the same for the same seed.
+    Drawn(u64),
+    /// A scheduler that goes by turns had given out so many connections; any numbers.
+    Turn(u64, u64),
+    /// Whatever scheduler there is finds this backend, and every number is this one.
+    Settled { backend_id: u32, number: u32 },
 }
 
 type Written = HashMap<Tuple, Option<FlowEntry>>;
@@ -117,7 +134,8 @@ pub(super) struct Run<'a> {
     live: &'a Live,
     /// Of the packet path only.
     helpers: Option<&'a Helpers>,
-    dice: RefCell<Dice>,
+    chance: Chance,
+    rng: RefCell<fastrand::Rng>,
     now_ns: u64,
     ifindex: u32,
     is_of_node: bool,
@@ -134,11 +152,16 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(live: &'a Live, now_ns: u64, dice: Dice) -> Self {
+    pub(super) fn new(live: &'a Live, now_ns: u64, chance: Chance) -> Self {
+        let seed = match chance {
+            Chance::Drawn(seed) | Chance::Turn(_, seed) => seed,
+            Chance::Settled { .. } => 0,
+        };
         Self {
             live,
             helpers: None,
-            dice: RefCell::new(dice),
+            chance,
+            rng: RefCell::new(fastrand::Rng::with_seed(seed)),
             now_ns,
             ifindex: 0,
             is_of_node: false,
@@ -216,7 +239,10 @@ impl Tables for Run<'_> {
     }
 
     fn slot(&self, index: u32) -> Option<u32> {
-        self.live.store.slot(index)
+        match self.chance {
+            Chance::Settled { backend_id, .. } => Some(backend_id),
+            Chance::Drawn(_) | Chance::Turn(..) => self.live.store.slot(index),
+        }
     }
 
     fn backend(&self, id: u32) -> Option<Backend> {
@@ -234,7 +260,10 @@ impl Tables for Run<'_> {
     }
 
     fn random(&self) -> u32 {
-        self.dice.borrow_mut().next()
+        match self.chance {
+            Chance::Settled { number, .. } => number,
+            Chance::Drawn(_) | Chance::Turn(..) => self.rng.borrow_mut().u32(..),
+        }
     }
 
     fn now_ns(&self) -> u64 {
@@ -242,7 +271,14 @@ impl Tables for Run<'_> {
     }
 
     fn service_stats(&self, id: u32) -> Option<ServiceStats> {
-        self.live.store.service_stats_of(id)
+        let stats = self.live.store.service_stats_of(id);
+        match self.chance {
+            Chance::Turn(connections, _) => stats.map(|stats| ServiceStats {
+                connections,
+                ..stats
+            }),
+            Chance::Drawn(_) | Chance::Settled { .. } => stats,
+        }
     }
 
     fn backend_stats(&self, id: u32) -> Option<BackendStats> {

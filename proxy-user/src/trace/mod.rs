@@ -2,16 +2,20 @@
 //!
 //! `question` is what was asked, `place` the hook that it would meet; `frame` makes its first packet.
 //! `story` runs the datapath's own functions, on the pinned maps (`live`) and on what the kernel says of
-//! routes and sockets (`helpers`), and records every lookup; `report` and `words` tell it. `kernel` has the
-//! program that is attached do the same.
+//! routes and sockets (`helpers`), and records every lookup; `choice` finds in them from whom a backend was
+//! chosen. `report` tells it, with the `reasons` and in `words`. `kernel` has the program that is attached do
+//! the same, where it may choose whoever is `possible`.
 
+mod choice;
 mod context;
 mod frame;
 mod helpers;
 mod kernel;
 mod live;
 mod place;
+mod possible;
 mod question;
+mod reasons;
 mod report;
 mod story;
 mod words;
@@ -29,11 +33,12 @@ use proxy_common::{
 };
 use rtnetlink::Handle;
 
+pub use choice::{Candidate, Choice};
 pub use kernel::{Agreement, KernelRun};
 pub use place::{Call, HookName, Origin, Place, PlaceError};
 pub use question::{Destination, Question, QuestionError, Source};
 pub use report::{Line, Report};
-pub use story::{Choice, Kind, Outcome, PacketOutcome, Story};
+pub use story::{Kind, Outcome, PacketOutcome, Story};
 
 use crate::{
     devices::{Facts, Header},
@@ -44,7 +49,7 @@ use crate::{
     watch::node_net,
 };
 use helpers::Helpers;
-use live::{Dice, Live, Run};
+use live::{Chance, Live, Run};
 use place::Situation;
 
 #[derive(Debug, thiserror::Error)]
@@ -274,7 +279,7 @@ impl Tracer {
         place: Place,
         options: Options,
     ) -> Result<Story, TraceError> {
-        self.run(question, place, options, Dice::new(options.seed))
+        self.run(question, place, options, Chance::Drawn(options.seed))
     }
 
     fn run(
@@ -282,9 +287,9 @@ impl Tracer {
         question: Question,
         place: Place,
         options: Options,
-        dice: Dice,
+        chance: Chance,
     ) -> Result<Story, TraceError> {
-        let run = Run::new(&self.live, monotonic_ns(), dice);
+        let run = Run::new(&self.live, monotonic_ns(), chance);
         let candidates = |service: &_| self.live.candidates(service);
         let (story, run) = match place {
             Place::Socket(call, origin) => {

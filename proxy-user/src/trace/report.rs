@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use proxy_common::{
     abi::{
-        AffinityEntry, Backend, Counter, Device, FlowEntry, Frontend, FrontendKey, Protocol,
-        Service, SockAddr, Tuple, Via,
+        AffinityEntry, Counter, Device, FlowEntry, Frontend, FrontendKey, Protocol, Service,
+        SockAddr, Tuple, Via,
     },
     datapath::{
         path::{Hook, Verdict, Way},
@@ -16,9 +16,11 @@ use proxy_common::{
 use serde::Serialize;
 
 use super::{
+    choice,
     kernel::{Agreement, KernelRun},
     place::{Call, Origin, Place},
-    story::{Choice, Kind, Outcome, PacketOutcome, Story, address, is_parked},
+    reasons::{Reasons, is_unknown},
+    story::{Kind, Outcome, PacketOutcome, Story, is_parked},
     words::{self, Names},
 };
 use crate::plan::address_of;
@@ -45,10 +47,13 @@ pub struct Report {
     pub verdict: Kind,
     /// Where it goes, if it is translated.
     pub backend: Option<SocketAddr>,
-    /// Of whom the backend was drawn, each as often as it is there.
+    /// Of whom the backend was chosen.
     pub candidates: Vec<SocketAddr>,
-    /// The draw was none: the client had the backend already.
+    /// The client had the backend already: no scheduler was asked.
     pub kept: bool,
+    /// How it was chosen; absent if there was nothing to choose from, or it was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<ChoiceReport>,
     /// What is counted.
     pub counters: Vec<&'static str>,
     pub story: Vec<Line>,
@@ -58,6 +63,34 @@ pub struct Report {
     pub lookups: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelRun>,
+}
+
+/// By which rule a backend was chosen.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChoiceReport {
+    pub scheduler: &'static str,
+    /// Whether backends that don't answer are passed over.
+    pub failover: bool,
+    /// Of the slots that the scheduler draws from, how many are each candidate's: 0 to 1, in the order of
+    /// `candidates`.
+    pub shares: Vec<f64>,
+    /// At whom it looked, in this order.
+    pub looked_at: Vec<LookedAt>,
+    /// How many connections the Service port was given before, on this node, where that decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turn: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LookedAt {
+    pub backend: SocketAddr,
+    pub weight: u16,
+    /// Connections of this node that it has.
+    pub active: u64,
+    /// It was not to be had, if there were others.
+    pub passed_over: bool,
+    /// Attempts to connect to it that failed since one was answered.
+    pub failures: u32,
 }
 
 /// As Kubernetes spells it.
@@ -93,6 +126,7 @@ impl Report {
             backend: story.backend(),
             candidates: story.candidates().collect(),
             kept: story.choice.as_ref().is_some_and(|choice| choice.is_kept),
+            choice: reasons(story, now_ns).and_then(|reasons| ChoiceReport::new(&reasons)),
             counters: counters.map(Counter::name).collect(),
             story: teller.lines,
             summary,
@@ -117,13 +151,13 @@ impl Report {
 
     /// What the loaded program did.
     pub fn set_kernel(&mut self, run: KernelRun) {
-        let drew = run.drew.map_or_else(String::new, |backend| {
-            format!(" drew {backend} for itself, and")
+        let chose = run.chose.map_or_else(String::new, |backend| {
+            format!(" chose {backend} for itself, and")
         });
         self.story.push(Line {
             what: "kernel",
             text: format!(
-                "the loaded program {}{drew} returned {}",
+                "the loaded program {}{chose} returned {}",
                 run.program_id, run.returned
             ),
         });
@@ -133,8 +167,9 @@ impl Report {
         });
         self.story.extend(written);
         let text = match &run.agreement {
-            Agreement::Agrees if run.drew.is_some() => {
-                "the kernel agrees: with the same draw the trace comes to the same bytes".to_owned()
+            Agreement::Agrees if run.chose.is_some() => {
+                "the kernel agrees: with the same choice the trace comes to the same bytes"
+                    .to_owned()
             }
             Agreement::Agrees => "the kernel agrees".to_owned(),
             Agreement::AgreesInPart(why) => {
@@ -210,6 +245,48 @@ const fn counted(lookup: &Lookup) -> Option<Counter> {
     }
 }
 
+/// To tell why it is this backend, if one was chosen.
+fn reasons(story: &Story, now_ns: u64) -> Option<Reasons<'_>> {
+    let avoid = match &story.outcome {
+        Outcome::Packet(packet) => packet.work.avoid,
+        Outcome::NotOurs | Outcome::Call(_) | Outcome::Lost => 0,
+    };
+    Some(Reasons {
+        choice: story.choice.as_ref()?,
+        question: story.question,
+        place: story.place,
+        now_ns,
+        avoid,
+    })
+}
+
+impl ChoiceReport {
+    fn new(reasons: &Reasons<'_>) -> Option<Self> {
+        let choice = reasons.choice;
+        if choice.is_kept {
+            return None;
+        }
+        let looked_at = |id: &u32| {
+            let one = choice.candidate(*id)?;
+            Some(LookedAt {
+                backend: one.address().socket_addr(),
+                weight: one.backend.weight,
+                active: one.active(),
+                passed_over: choice.passed_over.contains(id),
+                failures: one.stats.failures,
+            })
+        };
+        let candidates = choice.candidates.iter();
+        Some(Self {
+            scheduler: choice.word.scheduler().name(),
+            failover: choice.word.fails_over(),
+            shares: candidates.map(|one| reasons.share(one)).collect(),
+            looked_at: choice.looked_at.iter().filter_map(looked_at).collect(),
+            turn: choice.turn,
+        })
+    }
+}
+
 impl<N: Names> Teller<'_, N> {
     fn line(&mut self, what: &'static str, text: String) {
         self.lines.push(Line { what, text });
@@ -266,9 +343,22 @@ impl<N: Names> Teller<'_, N> {
                 self.packet(packet)
             }
         };
-        let counters: Vec<Counter> = self.story.lookups.iter().filter_map(counted).collect();
-        for counter in counters {
-            self.line("counter", words::counter(counter));
+        let mut counters: Vec<(Counter, usize)> = Vec::new();
+        for counter in self.story.lookups.iter().filter_map(counted) {
+            match counters.iter_mut().find(|(one, _)| *one == counter) {
+                Some((_, times)) => *times += 1,
+                None => counters.push((counter, 1)),
+            }
+        }
+        for (counter, times) in counters {
+            let text = words::counter(counter);
+            self.line(
+                "counter",
+                match times {
+                    1 => text,
+                    times => format!("{text} ({times} times)"),
+                },
+            );
         }
         self.sees();
         summary
@@ -315,7 +405,17 @@ impl<N: Names> Teller<'_, N> {
                     entry.dst
                 );
                 let counter = packet.verdict.counter();
-                if matches!(counter, Counter::PacketForwarded | Counter::PacketReversed) {
+                if packet.work.avoid != 0 {
+                    format!(
+                        "{known}; {} has not answered, so this packet, which repeats the first one, goes to {}",
+                        entry.dst,
+                        if counter == Counter::PacketNewFlow {
+                            "it again: no other was to be had"
+                        } else {
+                            "another backend"
+                        }
+                    )
+                } else if matches!(counter, Counter::PacketForwarded | Counter::PacketReversed) {
                     known
                 } else {
                     format!("{known}; it is over, and this packet would begin another")
@@ -347,14 +447,7 @@ impl<N: Names> Teller<'_, N> {
                 "a loopback address: it is for processes of this node".to_owned(),
             );
         }
-        let asked = self.find(|lookup| {
-            if let Lookup::Service(id, found) = lookup {
-                Some((*id, *found))
-            } else {
-                None
-            }
-        });
-        let Some((id, service)) = asked else {
+        let Some((id, service)) = choice::service(&self.story.lookups) else {
             return;
         };
         self.policy(&frontend, id);
@@ -362,8 +455,8 @@ impl<N: Names> Teller<'_, N> {
             return;
         };
         self.affinity(&service);
-        match self.story.choice.clone() {
-            Some(choice) => self.choice(&choice),
+        match reasons(self.story, self.now_ns) {
+            Some(reasons) => self.choice(&reasons),
             None if service.word.count() == 0 => {
                 self.line("backends", "none".to_owned());
             }
@@ -476,18 +569,29 @@ impl<N: Names> Teller<'_, N> {
             "affinity",
             format!("ClientIP: a client keeps its backend for {lasts}; {known}"),
         );
-        if key.client.addr.is_unspecified() && key.client.netns == 0 {
-            let text = match self.story.place {
-                Place::Socket(_, Origin::Node) => {
-                    "this node is known by its network namespace, whose cookie this kernel does not tell \
-                     (Linux 5.14 does): what it has can't be looked up"
-                }
-                Place::Socket(_, Origin::Pod) | Place::Device { .. } => {
-                    "a pod is known by its network namespace, which an address does not tell: name a \
-                     process of the pod by --netns PID to see what it has"
-                }
-            };
-            self.line("note", text.to_owned());
+        if is_unknown(&key.client) {
+            self.unknown_client();
+        }
+    }
+
+    /// The client is known by what was not said.
+    fn unknown_client(&mut self) {
+        let text = match self.story.place {
+            Place::Socket(_, Origin::Node) => {
+                "this node is known by its network namespace, whose cookie this kernel does not tell \
+                 (Linux 5.14 does): what it has can't be looked up"
+            }
+            Place::Socket(_, Origin::Pod) | Place::Device { .. } => {
+                "a pod is known by its network namespace, which an address does not tell: name a \
+                 process of the pod by --netns PID to see what it has"
+            }
+        };
+        let note = Line {
+            what: "note",
+            text: text.to_owned(),
+        };
+        if !self.lines.contains(&note) {
+            self.lines.push(note);
         }
     }
 
@@ -503,41 +607,26 @@ impl<N: Names> Teller<'_, N> {
         }
     }
 
-    fn choice(&mut self, choice: &Choice) {
-        self.backends(&choice.candidates);
-        let backend = choice.backend;
-        let text = match (choice.is_kept, choice.candidates.len()) {
-            (true, _) => format!("{backend}, kept by affinity"),
-            (false, 1) => format!("{backend}, the only one"),
-            (false, count) => format!(
-                "{backend}, by a draw: each of the {count} is as likely, and the next connection draws \
-                 anew"
-            ),
-        };
-        self.line("choice", text);
-    }
-
-    fn backends(&mut self, candidates: &[(u32, Backend)]) {
-        let mut lines: Vec<String> = candidates
-            .iter()
-            .take(LISTED)
-            .map(|(_, backend)| {
-                let here = match backend.flags & Backend::LOCAL {
-                    0 => "",
-                    _ => " (this node)",
-                };
-                format!("{}{here}", address(backend))
-            })
-            .collect();
-        if let Some(more) = candidates
-            .len()
-            .checked_sub(LISTED)
-            .filter(|more| *more > 0)
-        {
+    fn choice(&mut self, reasons: &Reasons<'_>) {
+        let candidates = &reasons.choice.candidates;
+        let lines = candidates.iter().take(LISTED);
+        let mut lines: Vec<String> = lines.map(|one| reasons.candidate(one)).collect();
+        let more = candidates.len().saturating_sub(LISTED);
+        if more > 0 {
             lines.push(format!("and {more} more"));
         }
-        let text = lines.join("\n");
-        self.line("backends", text);
+        self.line("backends", lines.join("\n"));
+        if let Some(rule) = reasons.rule() {
+            self.line("scheduler", rule);
+        }
+        let not_taken = reasons.not_taken();
+        if !not_taken.is_empty() {
+            self.line("not taken", not_taken.join("\n"));
+        }
+        self.line("choice", reasons.why());
+        if reasons.needs_client() {
+            self.unknown_client();
+        }
     }
 
     fn call(&mut self, verdict: socket::Verdict) -> String {

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use proxy_common::{
-    abi::{Backend, Protocol, Service, SockAddr},
+    abi::{Client, Protocol, Service, SockAddr},
     datapath::{
         answer::{self, Budget, Cause},
         path::{self, DropReason, Hook, Node, Verdict, Work},
@@ -15,6 +15,7 @@ use proxy_common::{
 };
 
 use super::{
+    choice::{self, Candidate, Choice},
     place::{Call, Origin, Place},
     question::Question,
 };
@@ -49,17 +50,6 @@ pub struct PacketOutcome {
     pub before: Vec<u8>,
     pub after: Vec<u8>,
     pub work: Work,
-}
-
-/// What gets new connections of a service, and which of them got this one.
-#[derive(Clone, Debug)]
-pub struct Choice {
-    pub service: u32,
-    /// By id, in the order of the slots; an id may be there more than once.
-    pub candidates: Vec<(u32, Backend)>,
-    pub backend: SockAddr,
-    /// Not drawn: the client had it already.
-    pub is_kept: bool,
 }
 
 /// The four things that can become of a connection.
@@ -110,24 +100,17 @@ impl Story {
         Some(to.socket_addr())
     }
 
-    /// The backends that might have been drawn.
+    /// Those that get new connections, each once.
     pub fn candidates(&self) -> impl Iterator<Item = SocketAddr> {
-        let choice = self.choice.iter();
-        choice.flat_map(|choice| {
-            choice
-                .candidates
-                .iter()
-                .map(|(_, backend)| address(backend))
-        })
+        let choices = self.choice.iter();
+        choices
+            .flat_map(|choice| &choice.candidates)
+            .map(|one| one.address().socket_addr())
     }
 }
 
 pub(super) fn is_parked(to: &SockAddr) -> bool {
     *to == SockAddr::parked(&to.addr)
-}
-
-pub(super) fn address(backend: &Backend) -> SocketAddr {
-    SockAddr::from_parts(backend.addr, backend.port_be).socket_addr()
 }
 
 /// A packet at a device's hook. `candidates`: see [`Choice`].
@@ -136,7 +119,7 @@ pub(super) fn packet(
     question: Question,
     (hook, ifindex, link): (Hook, u32, Link),
     frame: Vec<u8>,
-    candidates: impl Fn(&Service) -> Vec<(u32, Backend)>,
+    candidates: impl Fn(&Service) -> Vec<Candidate>,
 ) -> Story {
     let traced = Traced::new(node);
     let mut bytes = Bytes::new(frame.clone());
@@ -145,6 +128,7 @@ pub(super) fn packet(
     let answered =
         Cause::of(verdict).is_some_and(|cause| answer::answer(cause, &mut bytes, &traced, &work));
     let lookups = traced.into_lookups();
+    let client = Client::of_packet(question.source.ip().into());
     Story {
         question,
         place: Place::Device {
@@ -152,7 +136,7 @@ pub(super) fn packet(
             ifindex,
             link,
         },
-        choice: choice(&lookups, candidates),
+        choice: choice::choice(&lookups, client, work.avoid, candidates),
         lookups,
         outcome: Outcome::Packet(Box::new(PacketOutcome {
             verdict,
@@ -169,7 +153,7 @@ pub(super) fn call(
     socket: &impl Socket,
     question: Question,
     (call, origin): (Call, Origin),
-    candidates: impl Fn(&Service) -> Vec<(u32, Backend)>,
+    candidates: impl Fn(&Service) -> Vec<Candidate>,
 ) -> Story {
     let traced = Traced::new(socket);
     let can_refuse = socket.can_refuse();
@@ -180,7 +164,8 @@ pub(super) fn call(
         (Call::Send, Protocol::Udp) => Some(socket::send(&traced, &to)),
     };
     let lookups = traced.into_lookups();
-    let choice = choice(&lookups, candidates);
+    let client = Client::of_socket(socket.netns());
+    let choice = choice::choice(&lookups, client, 0, candidates);
     Story {
         question,
         place: Place::Socket(call, origin),
@@ -193,62 +178,4 @@ pub(super) fn call(
         },
         choice,
     }
-}
-
-/// Whatever became of the packet later.
-fn choice(
-    lookups: &[Lookup],
-    candidates: impl Fn(&Service) -> Vec<(u32, Backend)>,
-) -> Option<Choice> {
-    let (id, service) = lookups.iter().find_map(|lookup| {
-        if let Lookup::Service(id, Some(service)) = lookup {
-            Some((*id, service))
-        } else {
-            None
-        }
-    })?;
-    let is_slot = |lookup: &Lookup| matches!(lookup, Lookup::Slot(_, Some(_)));
-    let drawn = lookups.iter().rposition(is_slot);
-    let backend = match drawn {
-        // Behind the last slot come questions about several backends, for their weights; the last one is
-        // about the one that was taken.
-        Some(at) => lookups[at..]
-            .iter()
-            .take_while(|lookup| !is_of_what_follows(lookup))
-            .filter_map(|lookup| {
-                if let Lookup::Backend(_, Some(backend)) = lookup {
-                    Some(SockAddr::from_parts(backend.addr, backend.port_be))
-                } else {
-                    None
-                }
-            })
-            .last(),
-        None => lookups.iter().find_map(|lookup| {
-            if let Lookup::AffinitySet(_, entry, _) = lookup {
-                Some(entry.backend)
-            } else {
-                None
-            }
-        }),
-    }?;
-    Some(Choice {
-        service: id,
-        candidates: candidates(service),
-        backend,
-        is_kept: drawn.is_none(),
-    })
-}
-
-/// Whether it was asked or written when the backend had been chosen.
-const fn is_of_what_follows(lookup: &Lookup) -> bool {
-    matches!(
-        lookup,
-        Lookup::AffinitySet(..)
-            | Lookup::Route(..)
-            | Lookup::FlowClaimed(..)
-            | Lookup::FlowWritten(..)
-            | Lookup::SocketFlowSet(..)
-            | Lookup::UdpFlowSet(..)
-            | Lookup::CountConnection(..)
-    )
 }

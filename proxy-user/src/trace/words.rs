@@ -88,7 +88,17 @@ fn word(service: &Service) -> String {
     let word = service.word;
     let slots = match word.count() {
         0 => format!("no backends ({:?})", word.empty()),
-        count => format!("{count} from slot {}", word.first_slot()),
+        count => {
+            let rule = word.scheduler().name();
+            let from = word.first_slot();
+            let weighted = if word.is_weighted() { ", weighted" } else { "" };
+            let failover = if word.fails_over() {
+                ""
+            } else {
+                ", no failover"
+            };
+            format!("{count} slots from {from} on, {rule}{weighted}{failover}")
+        }
     };
     match service.affinity.timeout_secs() {
         0 => slots,
@@ -135,7 +145,11 @@ pub(super) fn lookup(lookup: &Lookup, names: &impl Names) -> String {
         Lookup::Backend(id, backend) => {
             let backend = found(backend.as_ref(), |backend| {
                 let at = SockAddr::from_parts(backend.addr, backend.port_be);
-                format!("{at} of service {}", backend.service)
+                let weight = match backend.weight {
+                    1 => String::new(),
+                    weight => format!(", weight {weight}"),
+                };
+                format!("{at} of service {}{weight}", backend.service)
             });
             format!("KP_BACKENDS {id}: {backend}")
         }
