@@ -170,6 +170,19 @@ fn an_attempt_fails_once_whatever_the_kernel_says_later() {
 }
 
 #[test]
+fn a_late_answer_ends_a_row_of_failures_too() {
+    let maps = world(1);
+    let mut flow = dialled(&maps);
+    flow.attempt = attempted(&maps, &flow, Attempt::Unanswered).unwrap();
+    assert_eq!(maps.backend_stats.borrow()[&1].failures, 1);
+    flow.attempt = attempted(&maps, &flow, Attempt::Answered).unwrap();
+    assert_eq!(maps.backend_stats.borrow()[&1].failures, 0);
+    // Nor is it a failure that it ends.
+    assert_eq!(attempted(&maps, &flow, Attempt::Refused), None);
+    assert_eq!(attempted(&maps, &flow, Attempt::Answered), None);
+}
+
+#[test]
 fn an_answer_ends_a_row_of_failures() {
     let maps = world(1);
     for _ in 0..3 {

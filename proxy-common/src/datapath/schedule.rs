@@ -212,15 +212,26 @@ pub fn is_passed_over(tables: &impl Tables, word: ServiceWord, id: u32, avoid: u
     if !word.fails_over() {
         return false;
     }
-    let until_ns = tables
-        .backend_stats(id)
-        .map_or(0, |stats| stats.passed_over_until_ns);
+    let Some(stats) = tables.backend_stats(id) else {
+        return false;
+    };
+    let until_ns = stats.passed_over_until_ns;
     // The clock is read only if there is something to compare it with.
-    if until_ns == 0 || tables.now_ns() >= until_ns {
+    if until_ns == 0 || (tables.now_ns() >= until_ns && is_tried(tables, stats.failures)) {
         return false;
     }
     tables.count(Counter::BackendPassedOver);
     true
+}
+
+/// Of the connections that a backend would get, one in so many tries it after its time, until one is answered.
+/// What would be dialled within the second in which the first of them fails is not to fail with it.
+const TRIAL: u32 = 16;
+
+/// Whether this connection tries a backend whose time is over.
+#[inline(always)]
+fn is_tried(tables: &impl Tables, failures: u32) -> bool {
+    failures == 0 || tables.random() % TRIAL == 0
 }
 
 #[cfg(test)]

@@ -242,6 +242,32 @@ fn a_backend_that_is_passed_over_gets_nothing_until_its_time_is_over() {
 }
 
 #[test]
+fn a_backend_whose_time_is_over_is_tried_by_few_until_one_is_answered() {
+    for scheduler in Scheduler::ALL {
+        let maps = world(scheduler, &[1; 10]);
+        maps.now_ns.set(2000);
+        pass_over(&maps, [3], 1000);
+        let tried = |failures| {
+            maps.backend_stats
+                .borrow_mut()
+                .entry(3)
+                .or_default()
+                .failures = failures;
+            let gets = |number: &u32| {
+                let id = connect(&maps, client(*number), client(*number), 0);
+                maps.add_active(id, -1);
+                id == 3
+            };
+            (0..16_000).filter(gets).count()
+        };
+        // Expected are 100 of 16,000, and a tenth.
+        let (few, all) = (tried(5), tried(0));
+        assert!((40..400).contains(&few), "{scheduler:?}: {few}");
+        assert!(all > 1000, "{scheduler:?}: {all}");
+    }
+}
+
+#[test]
 fn with_half_of_the_backends_out_one_connection_in_a_hundred_meets_them_at_most() {
     for scheduler in Scheduler::ALL {
         let maps = world(scheduler, &[1; 10]);

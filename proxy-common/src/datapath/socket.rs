@@ -500,7 +500,9 @@ pub fn peer_name(socket: &impl Socket, peer: &SockAddr) -> Option<SockAddr> {
 /// A TCP socket's attempt to connect. What is to be written to its entry, if this is news.
 #[inline(always)]
 pub fn attempted(tables: &impl Tables, flow: &SocketFlow, attempt: Attempt) -> Option<u8> {
-    if flow.protocol != Protocol::Tcp.number() || flow.attempt != 0 {
+    // An attempt fails once; but one that is answered after all has not met a dead backend.
+    let is_late = matches!(attempt, Attempt::Answered) && flow.attempt == Attempt::Unanswered as u8;
+    if flow.protocol != Protocol::Tcp.number() || (flow.attempt != 0 && !is_late) {
         return None;
     }
     note(
