@@ -16,7 +16,7 @@ use proxy_user::{
 };
 use tests::{
     Agent, EndpointSlice, ManifestDir, Pod, Service, Source, World, bpf,
-    probe::{ChurnPlan, ChurnReport, Dial},
+    probe::{BenchKind, BenchPlan, ChurnPlan, ChurnReport, Dial},
     stage::{PATIENCE, TARGET, VIP4, at, serve},
     wait,
 };
@@ -27,6 +27,8 @@ const FAILOVER: &str = "kube-portal.io/failover";
 const DNS: u16 = 53;
 /// As much as a client has, and less than the kernel needs to ask a third time.
 const LIMIT: Duration = Duration::from_secs(3);
+/// On any machine.
+const SLOW: Duration = Duration::from_secs(180);
 /// Of the first time out, and of what is done about it once it is over.
 const BACK: Duration = Duration::from_secs(40);
 
@@ -155,15 +157,15 @@ impl Scene {
         })
     }
 
-    /// Clients that connect, ask and hang up, over and over, for a while.
-    fn clients(&self, threads: usize, time: Duration) -> Result<ChurnReport> {
+    /// Clients that connect, ask and hang up, over and over, until so many have ended.
+    fn clients(&self, threads: usize, attempts: u64) -> Result<ChurnReport> {
         let churn = self.client().churn(ChurnPlan {
             threads,
             pause: Duration::from_millis(20),
             timeout: LIMIT,
             ..ChurnPlan::new(vip(), Vec::<String>::new())
         })?;
-        thread::sleep(time);
+        churn.wait_attempts(attempts, SLOW)?;
         churn.stop()
     }
 
@@ -190,6 +192,21 @@ impl Scene {
         let report = churn.stop()?;
         so.with_context(|| format!("{report:?}"))??;
         Ok(report)
+    }
+
+    /// A connect() that waits, and fails.
+    fn wait_for_ever(&self) -> Result<()> {
+        let plan = BenchPlan {
+            kind: BenchKind::Connect,
+            targets: vec![vip()],
+            rounds: 1,
+            warmup: 0,
+            cpu: None,
+            keep_samples: false,
+        };
+        let failed = self.client().bench(plan, PATIENCE);
+        ensure!(failed.is_err(), "it should have failed");
+        Ok(())
     }
 
     /// Dials many times at once, without waiting, and closes all sockets after a time.
@@ -226,15 +243,14 @@ fn share(report: &ChurnReport) -> u64 {
 fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody() -> Result<()> {
     let scene = Scene::new(10, &["--failover", "false"])?;
     scene.blackhole(0)?;
-    let before = scene.clients(64, Duration::from_secs(5))?;
+    let before = scene.clients(64, 1000)?;
     println!(
         "without failover: {} of {}",
         before.tally.failed(),
         before.attempts
     );
-    // Of 700 attempts, five standard deviations are 5.7 %.
-    ensure!(before.attempts >= 700, "{before:?}");
-    ensure!((43..=157).contains(&share(&before)), "{before:?}");
+    // Of 1000 attempts, five standard deviations are 4.7 %.
+    ensure!((53..=147).contains(&share(&before)), "{before:?}");
     ensure!(scene.failed()? == (0, 0) && scene.failures()? == [0; 10]);
 
     scene.annotate(Some("true"), true)?;
@@ -254,17 +270,14 @@ fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody
     );
     println!("{}\n{line}", scene.agent.call(&["status"])?);
 
-    // On a slow machine its first time is over by the end.
-    let after = scene.clients(64, Duration::from_secs(3))?;
+    // On a slow machine its first time may be over before the end.
+    let after = scene.clients(64, 1000)?;
     println!(
         "passed over: {} of {}",
         after.tally.failed(),
         after.attempts
     );
-    ensure!(
-        after.attempts >= 400 && after.tally.failed() * 200 < after.attempts,
-        "{after:?}"
-    );
+    ensure!(after.tally.failed() * 200 < after.attempts, "{after:?}");
     ensure!(after.tally.of("web-0") == 0, "{after:?}");
 
     scene.revive(0)?;
@@ -276,7 +289,7 @@ fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody
     })?;
     ensure!(back.tally.failed() == 0, "{back:?}");
     ensure!(scene.failures()? == [0; 10] && scene.out()?.is_empty());
-    let healthy = scene.clients(32, Duration::from_secs(1))?;
+    let healthy = scene.clients(32, 400)?;
     ensure!(
         healthy.tally.failed() == 0 && healthy.tally.who().len() == 10,
         "{healthy:?}"
@@ -377,7 +390,7 @@ fn every_way_to_fail_is_seen_once_and_a_change_of_mind_is_none() -> Result<()> {
         scene.failed()?
     );
     // One that waits.
-    scene.dial_for(Dial::TcpWaiting, vip(), 1, ms(0))?;
+    scene.wait_for_ever()?;
     ensure!(scene.failed()? == (0, before + 6), "{:?}", scene.failed()?);
     ensure!(scene.failures()? == [u32::try_from(before)? + 6]);
     // One that is killed.
@@ -398,7 +411,8 @@ fn every_way_to_fail_is_seen_once_and_a_change_of_mind_is_none() -> Result<()> {
     scene.stop(0);
     let before = scene.failures()?[0];
     scene.dial_for(Dial::Tcp, vip(), 5, ms(100))?;
-    scene.dial_for(Dial::TcpWaiting, vip(), 2, ms(0))?;
+    scene.wait_for_ever()?;
+    scene.wait_for_ever()?;
     let (refused, _) = scene.failed()?;
     ensure!(
         refused == 7 && scene.failures()? == [before + 7],
@@ -448,7 +462,7 @@ fn of_ten_of_which_seven_are_dead_five_are_passed_over() -> Result<()> {
         out.len() <= 5 && out.iter().all(|number| *number < 7),
         "{out:?}"
     );
-    let report = scene.clients(32, Duration::from_secs(2))?;
+    let report = scene.clients(32, 1000)?;
     println!(
         "7 of 10 dead: {} of {} fail",
         report.tally.failed(),
@@ -475,7 +489,7 @@ fn the_last_one_is_never_passed_over() -> Result<()> {
     let other = 1 - out[0];
     // The one that is left is dead too; it is the one that comes back.
     scene.start(other)?;
-    let report = scene.clients(8, Duration::from_secs(1))?;
+    let report = scene.clients(8, 400)?;
     ensure!(share(&report) < 20, "{report:?}");
 
     let alone = Scene::new(1, &[])?;
@@ -492,11 +506,8 @@ fn the_last_one_is_never_passed_over() -> Result<()> {
 #[test]
 fn healthy_backends_have_no_failures_whatever_clients_do() -> Result<()> {
     let scene = Scene::new(4, &[])?;
-    let churn = scene.clients(32, Duration::from_secs(3))?;
-    ensure!(
-        churn.tally.failed() == 0 && churn.attempts > 500,
-        "{churn:?}"
-    );
+    let churn = scene.clients(32, 2000)?;
+    ensure!(churn.tally.failed() == 0, "{churn:?}");
     for _ in 0..20 {
         // Closed while they dial, and reset.
         scene.dial_for(Dial::Tcp, vip(), 100, Duration::ZERO)?;
@@ -604,7 +615,7 @@ fn what_the_annotation_says_comes_before_what_the_node_says() -> Result<()> {
     let mut scene = Scene::new(4, &[])?;
     scene.stop(0);
     scene.annotate(Some("false"), false)?;
-    let off = scene.clients(16, Duration::from_secs(1))?;
+    let off = scene.clients(16, 400)?;
     ensure!(off.tally.failed() > 10, "{off:?}");
     ensure!(scene.failed()? == (0, 0) && scene.failures()? == [0; 4] && scene.out()?.is_empty());
 
@@ -612,7 +623,7 @@ fn what_the_annotation_says_comes_before_what_the_node_says() -> Result<()> {
     scene.agent.restart_with(source, &["--failover", "false"])?;
     scene.agent.wait_ready(PATIENCE)?;
     scene.annotate(None, false)?;
-    let off = scene.clients(16, Duration::from_secs(1))?;
+    let off = scene.clients(16, 400)?;
     ensure!(off.tally.failed() > 10, "{off:?}");
     ensure!(scene.failed()? == (0, 0) && scene.failures()? == [0; 4] && scene.out()?.is_empty());
 
@@ -633,7 +644,7 @@ fn the_time_goes_on_and_ends_without_an_agent_and_with_the_next() -> Result<()> 
     let (before, told) = (scene.stats()?, scene.failed()?);
     scene.agent.kill();
     ensure!(scene.stats()?[0] == before[0], "{before:?}");
-    let without = scene.clients(16, Duration::from_secs(1))?;
+    let without = scene.clients(16, 400)?;
     ensure!(without.tally.failed() == 0, "{without:?}");
 
     scene.agent.restart()?;

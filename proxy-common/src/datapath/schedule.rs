@@ -231,7 +231,7 @@ const TRIAL: u32 = 16;
 /// Whether this connection tries a backend whose time is over.
 #[inline(always)]
 fn is_tried(tables: &impl Tables, failures: u32) -> bool {
-    failures == 0 || tables.random() % TRIAL == 0
+    failures == 0 || tables.random().is_multiple_of(TRIAL)
 }
 
 #[cfg(test)]

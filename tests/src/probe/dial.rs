@@ -1,4 +1,4 @@
-//! Many calls at once, most of which don't wait: what the kernel says of each at once.
+//! Many calls at once, none of which waits: what the kernel says of each at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,16 +9,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{NetError, errno_name};
 
-/// Of those that wait.
-const WAIT: Duration = Duration::from_secs(2);
-
 /// How something is dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dial {
     /// connect() of a TCP socket.
     Tcp,
-    /// The same, which waits: for as long as the network takes, or for 2 s.
-    TcpWaiting,
     /// connect() of a UDP socket.
     Udp,
     /// sendto() of a UDP socket.
@@ -45,7 +40,7 @@ pub(super) fn dial(calls: &[(Dial, SocketAddr)]) -> Result<(Vec<Socket>, Vec<Dia
             .cookie()
             .map_err(|error| NetError::new("SO_COOKIE", &error, since))?;
         let result = match way {
-            Dial::Tcp | Dial::TcpWaiting | Dial::Udp => socket.connect(&(*to).into()),
+            Dial::Tcp | Dial::Udp => socket.connect(&(*to).into()),
             Dial::Send => socket.send_to(b"?", &(*to).into()).map(drop),
         };
         let errno = match result {
@@ -61,16 +56,12 @@ pub(super) fn dial(calls: &[(Dial, SocketAddr)]) -> Result<(Vec<Socket>, Vec<Dia
 
 fn open(way: Dial, to: SocketAddr) -> io::Result<Socket> {
     let (kind, protocol) = match way {
-        Dial::Tcp | Dial::TcpWaiting => (Type::STREAM, Protocol::TCP),
+        Dial::Tcp => (Type::STREAM, Protocol::TCP),
         Dial::Udp | Dial::Send => (Type::DGRAM, Protocol::UDP),
     };
     let socket = Socket::new(Domain::for_address(to), kind, Some(protocol))?;
-    if matches!(way, Dial::TcpWaiting) {
-        socket.set_write_timeout(Some(WAIT))?;
-    } else {
-        socket.set_nonblocking(true)?;
-    }
-    if matches!(way, Dial::Tcp | Dial::TcpWaiting) {
+    socket.set_nonblocking(true)?;
+    if matches!(way, Dial::Tcp) {
         // Closed, it is gone.
         socket.set_linger(Some(Duration::ZERO))?;
     }

@@ -137,7 +137,7 @@ pub enum Request {
     ChurnReport { churn: u64 },
     /// Stop, and say what has happened.
     ChurnStop { churn: u64 },
-    /// Make all of these calls, one after the other, with a socket each.
+    /// Make all of these calls, none of which waits, with a socket each.
     Dial { calls: Vec<(Dial, SocketAddr)> },
     /// Close those sockets.
     HangUp { dialled: u64 },
