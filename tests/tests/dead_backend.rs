@@ -16,11 +16,14 @@ use proxy_user::{
 };
 use tests::{
     Agent, EndpointSlice, ManifestDir, Pod, Service, Source, World, bpf,
+    cluster::{self, Cluster},
     probe::{BenchKind, BenchPlan, ChurnPlan, ChurnReport, Dial},
-    stage::{PATIENCE, TARGET, VIP4, at, serve},
+    stage::{PATIENCE, TARGET, VIP4, at, eventually, serve},
     wait,
 };
 
+/// Room for a few only: the tests read every element, over and over.
+const SMALL: [&str; 4] = ["--max-services", "1024", "--max-backends", "1024"];
 /// The annotation of a Service.
 const FAILOVER: &str = "kube-portal.io/failover";
 /// A port of the Service for UDP.
@@ -58,9 +61,9 @@ impl Scene {
         let manifests = ManifestDir::new()?;
         manifests.service(&web())?;
         manifests.slice(&slice)?;
-        let agent = world
-            .node("node-a")
-            .start_agent_with(Source::Manifests(manifests.path().to_owned()), arguments)?;
+        let source = Source::Manifests(manifests.path().to_owned());
+        let arguments = [&SMALL, arguments].concat();
+        let agent = world.node("node-a").start_agent_with(source, &arguments)?;
         agent.wait_ready(PATIENCE)?;
         Ok(Self {
             agent,
@@ -620,7 +623,9 @@ fn what_the_annotation_says_comes_before_what_the_node_says() -> Result<()> {
     ensure!(scene.failed()? == (0, 0) && scene.failures()? == [0; 4] && scene.out()?.is_empty());
 
     let source = Source::Manifests(scene.manifests.path().to_owned());
-    scene.agent.restart_with(source, &["--failover", "false"])?;
+    scene
+        .agent
+        .restart_with(source, &[&SMALL[..], &["--failover", "false"]].concat())?;
     scene.agent.wait_ready(PATIENCE)?;
     scene.annotate(None, false)?;
     let off = scene.clients(16, 400)?;
@@ -726,4 +731,33 @@ fn programs_of_other_tools_hear_and_say_what_they_did_before() -> Result<()> {
         scene.agent.wait_ready(PATIENCE)?;
     }
     Ok(())
+}
+
+#[test]
+fn the_service_is_told_in_events_that_a_backend_is_out_and_that_it_is_back() -> Result<()> {
+    let backends = ["web-0", "web-1"];
+    let cluster = Cluster::new(&backends, |world, server| {
+        server.apply(cluster::service(&web()));
+        server.apply(cluster::slice(world, "web", &backends));
+        Ok(())
+    })?;
+    let told = |reason: &str, kind: &str| {
+        eventually(reason, || {
+            cluster.client().connect_many(vip(), 10)?;
+            let posted = cluster.server.posted();
+            let event = posted.iter().find(|event| event["reason"] == reason);
+            let event = event.context("none yet")?;
+            ensure!(
+                event["type"] == kind && event["regarding"]["name"] == "web",
+                "{event}"
+            );
+            println!("{}", event["note"]);
+            Ok(())
+        })
+    };
+    let dead = cluster.world.pod("web-0");
+    dead.probe().kill();
+    told("BackendPassedOver", "Warning")?;
+    serve(dead, TARGET)?;
+    told("BackendReturned", "Normal")
 }
