@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, setrlimit};
 
 use crate::wait;
 
@@ -371,6 +372,8 @@ pub fn attach_other_tool(cgroup: &Path, jiffies: u32) -> Result<OtherTool> {
         max_entries: 32,
         flags: 0,
     };
+    // Before 5.11 maps are charged to this limit. A failure shows when the map is made.
+    let _not_needed_everywhere = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
     let fd = bpf(MAP_CREATE, &mut attr).context("make a map")?;
     // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
     let heard = unsafe { File::from_raw_fd(fd) };

@@ -172,16 +172,17 @@ impl Scene {
         churn.stop()
     }
 
-    /// Has so many clients connect until that is so that those who wait are no relief; yields what they saw.
+    /// Has clients connect until that is so; yields what they saw.
     fn clients_until(
         &self,
         what: &str,
+        threads: u32,
         time: Duration,
         mut is_so: impl FnMut() -> Result<bool>,
     ) -> Result<ChurnReport> {
         let churn = self.client().churn(ChurnPlan {
-            threads: 200,
-            pause: Duration::from_millis(200),
+            threads: threads as usize,
+            pause: Duration::from_millis(threads.into()),
             timeout: LIMIT,
             ..ChurnPlan::new(vip(), Vec::<String>::new())
         })?;
@@ -257,7 +258,7 @@ fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody
     ensure!(scene.failed()? == (0, 0) && scene.failures()? == [0; 10]);
 
     scene.annotate(Some("true"), true)?;
-    let first = scene.clients_until("the backend is passed over", PATIENCE, || {
+    let first = scene.clients_until("the backend is passed over", 32, PATIENCE, || {
         Ok(scene.out()? == [0])
     })?;
     println!("meanwhile: {} of {}", first.tally.failed(), first.attempts);
@@ -284,7 +285,7 @@ fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody
     ensure!(after.tally.of("web-0") == 0, "{after:?}");
 
     scene.revive(0)?;
-    let back = scene.clients_until("the backend is back", BACK, || {
+    let back = scene.clients_until("the backend is back", 32, BACK, || {
         Ok(scene
             .agent
             .count_log("answers, and gets new connections again")
@@ -304,9 +305,15 @@ fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody
 fn a_backend_that_stays_dead_is_tried_again_and_passed_over_for_longer() -> Result<()> {
     let scene = Scene::new(10, &[])?;
     scene.blackhole(0)?;
-    scene.clients_until("it is passed over", PATIENCE, || Ok(scene.out()? == [0]))?;
+    scene.clients_until(
+        "it is passed over",
+        32,
+        PATIENCE,
+        || Ok(scene.out()? == [0]),
+    )?;
     let begun = Instant::now();
-    let report = scene.clients_until("it is so again", BACK, || {
+    // So many that those who wait are no relief.
+    let report = scene.clients_until("it is so again", 200, BACK, || {
         Ok(scene.agent.count_log("gets no new connections for 20 s") == 1)
     })?;
     println!(
@@ -323,7 +330,13 @@ fn a_backend_that_stays_dead_is_tried_again_and_passed_over_for_longer() -> Resu
 fn a_backend_where_nobody_listens_is_passed_over_until_somebody_does() -> Result<()> {
     let scene = Scene::new(4, &[])?;
     scene.stop(1);
-    let first = scene.clients_until("it is passed over", PATIENCE, || Ok(scene.out()? == [1]))?;
+    let first =
+        scene.clients_until(
+            "it is passed over",
+            32,
+            PATIENCE,
+            || Ok(scene.out()? == [1]),
+        )?;
     ensure!(
         first
             .tally
@@ -342,7 +355,7 @@ fn a_backend_where_nobody_listens_is_passed_over_until_somebody_does() -> Result
         "{refused} {first:?}"
     );
     scene.start(1)?;
-    let back = scene.clients_until("it is back", BACK, || {
+    let back = scene.clients_until("it is back", 32, BACK, || {
         Ok(scene
             .agent
             .count_log("answers, and gets new connections again")
@@ -454,7 +467,7 @@ fn of_ten_of_which_seven_are_dead_five_are_passed_over() -> Result<()> {
     for number in 0..7 {
         scene.stop(number);
     }
-    scene.clients_until("five are passed over", PATIENCE, || {
+    scene.clients_until("five are passed over", 32, PATIENCE, || {
         Ok(scene.out()?.len() == 5)
     })?;
     scene
@@ -482,7 +495,7 @@ fn the_last_one_is_never_passed_over() -> Result<()> {
     let scene = Scene::new(2, &[])?;
     scene.stop(0);
     scene.stop(1);
-    scene.clients_until("one is passed over", PATIENCE, || {
+    scene.clients_until("one is passed over", 32, PATIENCE, || {
         Ok(scene.out()?.len() == 1)
     })?;
     scene
@@ -633,7 +646,12 @@ fn what_the_annotation_says_comes_before_what_the_node_says() -> Result<()> {
     ensure!(scene.failed()? == (0, 0) && scene.failures()? == [0; 4] && scene.out()?.is_empty());
 
     scene.annotate(Some("true"), true)?;
-    scene.clients_until("it is passed over", PATIENCE, || Ok(scene.out()? == [0]))?;
+    scene.clients_until(
+        "it is passed over",
+        32,
+        PATIENCE,
+        || Ok(scene.out()? == [0]),
+    )?;
     // Switched off while it is: it is back at once.
     scene.annotate(Some("false"), false)?;
     wait::until("it is back", PATIENCE, || {
@@ -645,7 +663,12 @@ fn what_the_annotation_says_comes_before_what_the_node_says() -> Result<()> {
 fn the_time_goes_on_and_ends_without_an_agent_and_with_the_next() -> Result<()> {
     let mut scene = Scene::new(4, &[])?;
     scene.stop(0);
-    scene.clients_until("it is passed over", PATIENCE, || Ok(scene.out()? == [0]))?;
+    scene.clients_until(
+        "it is passed over",
+        32,
+        PATIENCE,
+        || Ok(scene.out()? == [0]),
+    )?;
     let (before, told) = (scene.stats()?, scene.failed()?);
     scene.agent.kill();
     ensure!(scene.stats()?[0] == before[0], "{before:?}");
@@ -670,7 +693,7 @@ fn the_time_goes_on_and_ends_without_an_agent_and_with_the_next() -> Result<()> 
     // It ends by itself, with nobody there; it is tried, and its answer counts.
     scene.agent.kill();
     scene.start(0)?;
-    let back = scene.clients_until("it is tried again", BACK, || {
+    let back = scene.clients_until("it is tried again", 32, BACK, || {
         Ok(scene.out()?.is_empty() && scene.failures()? == [0; 4])
     })?;
     ensure!(
