@@ -9,12 +9,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, setrlimit};
 
 use crate::wait;
 
 /// All programs of ours have names that start so.
 pub const OURS: &str = "kp_";
 
+const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
 const PROG_DETACH: libc::c_int = 9;
@@ -311,15 +314,141 @@ struct RunAttr {
     contexts: [u64; 3],
 }
 
+/// bpf_attr of BPF_MAP_CREATE.
+#[repr(C)]
+#[derive(Default)]
+struct MapAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// bpf_attr of BPF_MAP_LOOKUP_ELEM.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// dst, src, offset and immediate of an instruction.
+fn instruction(code: u64, dst: u64, src: u64, off: i16, imm: u64) -> u64 {
+    let off = u64::from(off.cast_unsigned());
+    code | dst << 8 | src << 12 | off << 16 | (imm & 0xffff_ffff) << 32
+}
+
+/// The `sock_ops` program of another tool: it wants to hear of round trip times, says when a first segment is to
+/// be repeated, and counts what it hears. It goes with its cgroup.
+#[derive(Debug)]
+pub struct OtherTool {
+    heard: File,
+    _program: File,
+}
+
+/// `op` of `bpf_sock_ops` (include/uapi/linux/bpf.h).
+pub const TCP_CONNECT_CB: u32 = 3;
+pub const RTT_CB: u32 = 12;
+
+/// Attaches it beside others; a first segment is repeated after `jiffies`.
+pub fn attach_other_tool(cgroup: &Path, jiffies: u32) -> Result<OtherTool> {
+    const SOCK_OPS: u32 = 13;
+    const CGROUP_SOCK_OPS: u32 = 3;
+    const ALLOW_MULTI: u32 = 2;
+    const ARRAY: u32 = 2;
+    const RTT_CB_FLAG: u64 = 8;
+    // Offsets in bpf_sock_ops.
+    const REPLY: i16 = 4;
+    const CB_FLAGS: i16 = 84;
+    const TIMEOUT_INIT: u64 = 1;
+    let mut attr = MapAttr {
+        kind: ARRAY,
+        key_size: 4,
+        value_size: 8,
+        max_entries: 32,
+        flags: 0,
+    };
+    // Before 5.11 maps are charged to this limit. A failure shows when the map is made.
+    let _not_needed_everywhere = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
+    let fd = bpf(MAP_CREATE, &mut attr).context("make a map")?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
+    let heard = unsafe { File::from_raw_fd(fd) };
+    let program = [
+        // r7 = ctx.op
+        instruction(0xbf, 6, 1, 0, 0),
+        instruction(0x61, 7, 6, 0, 0),
+        // At TCP_CONNECT_CB: bpf_sock_ops_cb_flags_set(ctx, flags | RTT).
+        instruction(0x55, 7, 0, 4, TCP_CONNECT_CB.into()),
+        instruction(0x61, 2, 6, CB_FLAGS, 0),
+        instruction(0x47, 2, 0, 0, RTT_CB_FLAG),
+        instruction(0xbf, 1, 6, 0, 0),
+        instruction(0x85, 0, 0, 0, 59),
+        // At TIMEOUT_INIT: ctx.reply = jiffies.
+        instruction(0x55, 7, 0, 2, TIMEOUT_INIT),
+        instruction(0xb7, 1, 0, 0, jiffies.into()),
+        instruction(0x63, 6, 1, REPLY, 0),
+        // heard[op] += 1
+        instruction(0x63, 10, 7, -4, 0),
+        instruction(0x18, 1, 1, 0, u64::try_from(heard.as_raw_fd())?),
+        0,
+        instruction(0xbf, 2, 10, 0, 0),
+        instruction(0x07, 2, 0, 0, 4_u64.wrapping_neg()),
+        instruction(0x85, 0, 0, 0, 1),
+        instruction(0x15, 0, 0, 2, 0),
+        instruction(0xb7, 1, 0, 0, 1),
+        instruction(0xdb, 0, 1, 0, 0),
+        instruction(0xb7, 0, 0, 0, 1),
+        instruction(0x95, 0, 0, 0, 0),
+    ];
+    let mut attr = LoadAttr {
+        prog_type: SOCK_OPS,
+        insn_cnt: program.len().try_into()?,
+        insns: program.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        expected_attach_type: CGROUP_SOCK_OPS,
+        ..LoadAttr::default()
+    };
+    let fd = bpf(PROG_LOAD, &mut attr).context("load another tool's program")?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
+    let program = unsafe { File::from_raw_fd(fd) };
+    let cgroup = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
+    let mut attr = AttachAttr {
+        target_fd: cgroup.as_raw_fd().try_into()?,
+        attach_bpf_fd: program.as_raw_fd().try_into()?,
+        attach_type: CGROUP_SOCK_OPS,
+        attach_flags: ALLOW_MULTI,
+        replace: 0,
+    };
+    bpf(PROG_ATTACH, &mut attr).context("attach another tool's program")?;
+    Ok(OtherTool {
+        heard,
+        _program: program,
+    })
+}
+
+impl OtherTool {
+    /// How often it was called with this `op`.
+    pub fn heard(&self, op: u32) -> Result<u64> {
+        let mut value = 0_u64;
+        let mut attr = ElementAttr {
+            map: self.heard.as_raw_fd().try_into()?,
+            key: (&raw const op) as u64,
+            value: (&raw mut value) as u64,
+            ..ElementAttr::default()
+        };
+        bpf(MAP_LOOKUP_ELEM, &mut attr).context("what another tool has heard")?;
+        Ok(value)
+    }
+}
+
 /// Has a program put a record into a ring buffer: nobody else can.
 pub fn tell(ring: impl AsFd, record: &[u8; 24]) -> Result<()> {
     const RING_OUTPUT: u64 = 130;
     const STACK: u64 = 10;
-    // dst, src, offset and immediate of an instruction.
-    let instruction = |code: u64, dst: u64, src: u64, off: i16, imm: u64| {
-        let off = u64::from(off.cast_unsigned());
-        code | dst << 8 | src << 12 | off << 16 | (imm & 0xffff_ffff) << 32
-    };
     let mut program = Vec::new();
     for (word, at) in record.chunks_exact(8).zip([-24_i16, -16, -8]) {
         let word = u64::from_ne_bytes(word.try_into()?);

@@ -22,8 +22,8 @@ abi_struct! {
         /// endpoint had it when they began. An id goes to another endpoint when there are none.
         /// Two's complement; what is below 0 is about to be set right.
         pub active: i64,
-        /// Until then (monotonic) it gets no new connections if another can have them; 0: it was never
-        /// passed over, or has answered since. Only the agent writes it.
+        /// Until then (monotonic) it gets no new connections if another can have them, and from then on few as
+        /// long as `failures` is not 0; 0: it was never passed over, or has answered since. Only the agent writes it.
         pub passed_over_until_ns: u64,
         /// Attempts to connect that failed since one was answered.
         pub failures: u32,
