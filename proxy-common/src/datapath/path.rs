@@ -613,7 +613,7 @@ fn track(node: &impl Node, work: &mut Work, table: Table, now_ns: u64) {
                 // In the middle of a connection a reset says nothing of who might dial.
                 if work.entry.state & (state::DIALLED | state::REPLIED) == state::DIALLED {
                     // Without a branch, see `conntrack::counted`.
-                    let is_reset = tcp_flags / tcp::RST & 1;
+                    let is_reset = (tcp_flags / tcp::RST) & 1;
                     tried(work, Attempt::Answered as u8 + is_reset);
                 }
             }
