@@ -78,6 +78,26 @@ fn the_id_of_a_backend_that_is_gone_is_used_again_after_its_last_connection() {
 }
 
 #[test]
+fn an_endpoint_that_comes_back_is_counted_with_the_connections_it_has() {
+    let mut syncer = drained();
+    // Nobody else got it, and there is room for it though the maps are full.
+    syncer.apply(endpoints("b", 1));
+    syncer.sync();
+    assert_eq!(syncer.planner().used().backends, 3);
+    syncer.apply(endpoints("a", 2));
+    let outcome = syncer.sync();
+    assert!(outcome.refused.is_empty() && outcome.report.failed.is_empty());
+    assert_eq!(ids(&syncer), [1, 2, 3].into());
+    assert!(syncer.store().is_busy(2));
+    // Its connections end, and it stays.
+    set_active(&syncer, 2, 0);
+    settle(&mut syncer);
+    syncer.sync();
+    assert_eq!(ids(&syncer), [1, 2, 3].into());
+    assert_eq!(syncer.planner().used().backends, 3);
+}
+
+#[test]
 fn an_agent_that_starts_gives_nobody_the_id_of_connections_from_before() {
     let mut syncer = start(drained().into_store());
     let slices = vec![endpoints("a", 1), endpoints("b", 2)];

@@ -264,7 +264,7 @@ fn an_address_of_two_services_that_one_failed_to_write_and_gave_up_is_written_fo
 }
 
 #[test]
-fn the_id_of_a_cleared_backend_is_used_again_after_another_grace_period_only() {
+fn the_id_of_a_cleared_backend_is_used_for_another_after_another_grace_period_only() {
     let ids = |syncer: &Syncer<FakeStore>| -> BTreeSet<u32> {
         let backends = &syncer.store().maps.backends;
         let held = backends.iter().filter(|(_, backend)| backend.service != 0);
@@ -279,7 +279,8 @@ fn the_id_of_a_cleared_backend_is_used_again_after_another_grace_period_only() {
         syncer.sync();
     };
     let store = FakeStore::new(ROOM);
-    let mut syncer = started(store, vec![service("a", 1)], vec![endpoints("a", 2)]);
+    let services = vec![service("a", 1), service("b", 2)];
+    let mut syncer = started(store, services, vec![endpoints("a", 2)]);
     let before = ids(&syncer);
     write(&mut syncer, endpoints("a", 1));
     grace(&mut syncer);
@@ -287,11 +288,11 @@ fn the_id_of_a_cleared_backend_is_used_again_after_another_grace_period_only() {
     assert_eq!(cleared.len(), 1, "one of {before:?}");
 
     // A program that read the slot before it was cleared may read the backend only now.
-    write(&mut syncer, endpoints("a", 3));
+    write(&mut syncer, endpoints("b", 2));
     assert_eq!(ids(&syncer).len(), 3);
     assert!(!ids(&syncer).contains(&cleared[0]));
 
     grace(&mut syncer);
-    write(&mut syncer, endpoints("a", 4));
+    write(&mut syncer, endpoints("b", 3));
     assert!(ids(&syncer).contains(&cleared[0]), "it is free again");
 }

@@ -311,7 +311,6 @@ fn lc_keeps_what_is_open_near_the_shares_of_the_weights() -> Result<()> {
 
 /// As a pod does whose readiness probe failed for a moment. What it has had all the time it still has.
 #[test]
-#[ignore = "FAILS: it gets a new id, whose count begins at 0, while its connections are counted by the old one"]
 fn a_backend_that_comes_back_with_its_connections_gets_no_more_than_others() -> Result<()> {
     let fleet = fleet(world(0)?, &["node-a"], &["sed"])?;
     let service = "sed-even";

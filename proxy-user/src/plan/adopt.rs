@@ -11,6 +11,7 @@ use proxy_common::abi::{
 
 use super::{
     addresses::{Addresses, ServiceNets},
+    backend_ids::BackendIds,
     ids::{IdPool, Run, RunPool},
     planner::{IdChange, KnownBackend, Planner, Port, frontend_address},
     ports::Ports,
@@ -40,7 +41,7 @@ impl Planner {
             source_range_capacity: capacity.source_ranges,
             // Element 0 of each array is never used.
             service_ids: IdPool::new(map::SERVICES, capacity.services.saturating_sub(1)),
-            backend_ids: IdPool::new(map::BACKENDS, capacity.backends.saturating_sub(1)),
+            backend_ids: BackendIds::new(capacity.backends.saturating_sub(1)),
             runs: RunPool::new(map::SLOTS, capacity.slots),
             epoch: 1,
             disused: BTreeSet::new(),

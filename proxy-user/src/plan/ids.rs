@@ -48,6 +48,15 @@ pub fn remedy(map: &str) -> &'static str {
 /// then has ended.
 pub type Epoch = u64;
 
+/// What an id that nobody has any more waits for, before it is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    /// That has not passed.
+    Epoch(Epoch),
+    /// To end.
+    Connections,
+}
+
 /// Single ids, 1..=capacity. Id 0 is "none".
 #[derive(Debug)]
 pub(super) struct IdPool {
@@ -56,7 +65,7 @@ pub(super) struct IdPool {
     /// All ids from here on are free.
     next: u32,
     free: BTreeSet<u32>,
-    waiting: Vec<(Epoch, u32)>,
+    waiting: BTreeMap<u32, Epoch>,
     /// No program gives them to anybody any more, but there are connections that name them.
     busy: BTreeSet<u32>,
 }
@@ -68,7 +77,7 @@ impl IdPool {
             capacity,
             next: 1,
             free: BTreeSet::new(),
-            waiting: Vec::new(),
+            waiting: BTreeMap::new(),
             busy: BTreeSet::new(),
         }
     }
@@ -123,7 +132,29 @@ impl IdPool {
 
     /// The id is free when the epoch has passed.
     pub(super) fn retire(&mut self, epoch: Epoch, id: u32) {
-        self.waiting.push((epoch, id));
+        self.waiting.insert(id, epoch);
+    }
+
+    /// Whether it is neither anybody's nor free.
+    pub(super) fn is_waiting(&self, id: u32) -> bool {
+        self.waiting.contains_key(&id) || self.busy.contains(&id)
+    }
+
+    /// Takes this very id, which waits, for what it stood for before: to programs and connections that
+    /// know it, it means what it meant. `None` if it does not wait.
+    pub(super) fn take_again(&mut self, id: u32) -> Option<WaitsFor> {
+        if let Some(epoch) = self.waiting.remove(&id) {
+            return Some(WaitsFor::Epoch(epoch));
+        }
+        self.busy.remove(&id).then_some(WaitsFor::Connections)
+    }
+
+    /// It was taken again, and has not been used.
+    pub(super) fn wait_again(&mut self, id: u32, waits_for: WaitsFor) {
+        match waits_for {
+            WaitsFor::Epoch(epoch) => self.retire(epoch, id),
+            WaitsFor::Connections => drop(self.busy.insert(id)),
+        }
     }
 
     /// The id belongs to nobody, and is used again when its connections have ended: one that is not
@@ -138,7 +169,7 @@ impl IdPool {
     /// id.
     pub(super) fn passed(&mut self, epoch: Epoch, is_busy: impl Fn(u32) -> bool) {
         let busy = &mut self.busy;
-        self.waiting.retain(|(at, id)| {
+        self.waiting.retain(|id, at| {
             if *at <= epoch {
                 busy.insert(*id);
             }
@@ -432,11 +463,11 @@ mod tests {
     }
 
     proptest! {
-        /// Connections come to ids that are taken, outlive what had the id, and end; the pool is asked
-        /// for ids, and told of grace periods, in any order. Now and then the agent begins anew.
+        /// Connections come to ids that are taken, outlive what had the id, and end; what had it comes back
+        /// for it, and may find no room after all; the pool is asked for ids, and told of grace periods, in any order. Now and then the agent begins anew.
         #[test]
         fn no_id_is_ever_given_out_while_connections_name_it(
-            ops in prop::collection::vec((0_u8..7, any::<prop::sample::Index>()), 1..200),
+            ops in prop::collection::vec((0_u8..8, any::<prop::sample::Index>()), 1..200),
         ) {
             const CAPACITY: u32 = 6;
             let mut pool = IdPool::new("M", CAPACITY);
@@ -470,6 +501,17 @@ mod tests {
                             prop_assert!(pool.adopt(*id));
                         }
                         busy.iter().for_each(|id| pool.keep_busy(*id));
+                    }
+                    7 => {
+                        let id = 1 + u32::try_from(index.index(CAPACITY as usize)).unwrap();
+                        let is_waiting = pool.is_waiting(id);
+                        let waited = pool.take_again(id);
+                        prop_assert_eq!(waited.is_some(), is_waiting && !taken.contains(&id));
+                        match waited {
+                            Some(waits_for) if index.index(2) == 0 => pool.wait_again(id, waits_for),
+                            Some(_) => taken.push(id),
+                            None => {}
+                        }
                     }
                     _ => pool.look_again(is_busy),
                 }

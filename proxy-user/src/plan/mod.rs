@@ -4,6 +4,7 @@ mod addresses;
 mod adopt;
 mod affinity;
 mod audit;
+mod backend_ids;
 mod backends;
 mod execute;
 mod ids;

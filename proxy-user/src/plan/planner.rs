@@ -17,8 +17,9 @@ use proxy_common::abi::{
 use super::{
     addresses::{self, Addresses, ServiceNets},
     adopt, affinity,
+    backend_ids::BackendIds,
     backends::{self, List},
-    ids::{Epoch, Full, IdPool, Run, RunPool, remedy},
+    ids::{Epoch, Full, IdPool, Run, RunPool, WaitsFor, remedy},
     ports::Ports,
     run::{self, Draw, Shortage, Slots},
     sorted::Sorted,
@@ -76,6 +77,8 @@ pub struct Plan {
     pub refused: Vec<Refused>,
     pub smaller: Vec<Smaller>,
     pub(super) targets: HashMap<Arc<PortKey>, Target>,
+    /// Ids that backends have again, and what those waited for.
+    pub(super) taken_again: HashMap<u32, WaitsFor>,
 }
 
 /// What a port's switch leads to.
@@ -149,7 +152,7 @@ pub struct Planner {
     pub(super) source_ranges_used: u64,
     pub(super) source_range_capacity: u32,
     pub(super) service_ids: IdPool,
-    pub(super) backend_ids: IdPool,
+    pub(super) backend_ids: BackendIds,
     pub(super) runs: RunPool,
     pub(super) epoch: Epoch,
     /// Ports with something to reclaim.
@@ -528,9 +531,7 @@ impl Planner {
             .filter(|address| !known.is_some_and(|port| port.backends.contains_key(address)))
             .copied()
             .collect();
-        if self.backend_ids.room() < missing.len() as u64 {
-            return Err(self.backend_ids.full(missing.len() as u64));
-        }
+        self.backend_ids.has_room(&key, &missing)?;
         let is_new = known.is_none();
         let id = match known {
             Some(port) => port.id,
@@ -543,7 +544,10 @@ impl Planner {
             ids.insert(*address, backend.id);
         }
         for address in &missing {
-            ids.insert(*address, self.backend_ids.take()?);
+            let (backend_id, waited) = self.backend_ids.take(&key, address)?;
+            ids.insert(*address, backend_id);
+            let waited = waited.map(|waited| (backend_id, waited));
+            plan.taken_again.extend(waited);
         }
         let chosen_ids: Vec<u32> = snapshot
             .chosen
@@ -560,8 +564,11 @@ impl Planner {
         } = match taken {
             Ok(slots) => slots,
             Err(full) => {
-                for id in missing.iter().filter_map(|address| ids.get(address)) {
-                    self.backend_ids.give_back(*id);
+                for address in &missing {
+                    if let Some(id) = ids.get(address) {
+                        let waited = plan.taken_again.remove(id);
+                        self.backend_ids.give_back(&key, *address, *id, waited);
+                    }
                 }
                 if is_new {
                     self.service_ids.give_back(id);

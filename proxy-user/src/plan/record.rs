@@ -1,7 +1,7 @@
 //! What was really done: every executed step comes back here, and so does what a failed one had
 //! reserved.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use proxy_common::abi::{Frontend, ServiceAffinity, ServiceWord, SockAddr};
 
@@ -116,10 +116,18 @@ impl Planner {
             Step::PutServiceNet { net } => drop(self.service_nets.known.insert(*net)),
             Step::RemoveServiceNet { net } => drop(self.service_nets.known.remove(net)),
             Step::ClearBackend { id } => {
+                let mut former = None;
                 if let Some(port) = self.ports.get_mut(key) {
-                    port.backends.retain(|_, backend| backend.id != *id);
+                    let of_id = |(address, backend): (&SocketAddr, &KnownBackend)| {
+                        (backend.id == *id).then_some(*address)
+                    };
+                    let address = port.backends.iter().find_map(of_id);
+                    former = address.map(|address| (Arc::clone(key), address));
+                    if let Some(address) = address {
+                        port.backends.remove(&address);
+                    }
                 }
-                self.backend_ids.retire(epoch, *id);
+                self.backend_ids.retire(epoch, *id, former);
                 self.unfreed = true;
             }
             Step::RemoveName { service } => {
@@ -193,14 +201,17 @@ impl Planner {
     pub fn abandon(&mut self, plan: &mut Plan, planned: &Planned) {
         match &planned.step {
             Step::PutName { service, .. } => self.service_ids.give_back(*service),
-            Step::WriteBackend { id, .. } => {
+            Step::WriteBackend { id, backend } => {
                 // One that is only written again keeps its id.
                 let is_known = self
                     .ports
                     .get(&planned.port)
                     .is_some_and(|port| port.backends.values().any(|backend| backend.id == *id));
                 if !is_known {
-                    self.backend_ids.give_back(*id);
+                    let address = SockAddr::from_parts(backend.addr, backend.port_be);
+                    let waited = plan.taken_again.remove(id);
+                    self.backend_ids
+                        .give_back(&planned.port, address.socket_addr(), *id, waited);
                 }
             }
             Step::Switch { .. } => {

@@ -6,7 +6,7 @@ mod rule_tests;
 mod world;
 
 use oracle::{Desired, all_services, desired, one, outside};
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index};
 use proxy_common::abi::ServiceWord;
 use world::{Failure, World};
 
@@ -47,6 +47,8 @@ enum Act {
     BeginGrace,
     PassGrace(Option<Failure>),
     Restart,
+    Connect(Vec<Index>),
+    Close(Index),
 }
 
 fn failure() -> impl Strategy<Value = Option<Failure>> {
@@ -62,6 +64,8 @@ fn history() -> impl Strategy<Value = Vec<Act>> {
         2 => Just(Act::BeginGrace),
         2 => failure().prop_map(Act::PassGrace),
         1 => Just(Act::Restart),
+        2 => prop::collection::vec(any::<Index>(), 1..4).prop_map(Act::Connect),
+        1 => any::<Index>().prop_map(Act::Close),
     ];
     prop::collection::vec(act, 1..14)
 }
@@ -77,14 +81,18 @@ fn live(world: &mut World, history: Vec<Act>) {
             }
             Act::PassGrace(failure) => world.pass_grace(failure),
             Act::Restart => world.restart(),
+            Act::Connect(to) => to.into_iter().for_each(|to| world.connect(to)),
+            Act::Close(which) => world.close(which),
         }
     }
 }
 
 fn nothing_is_left(world: &mut World) {
+    world.close_all();
     world.want(Desired::default(), None);
     world.settle();
     assert_eq!(world.planner.used(), NOTHING);
+    assert_eq!(world.planner.backend_ids.remembered(), 0);
     let maps = world.maps();
     assert!(maps.maps.frontends.is_empty() && maps.names.is_empty());
     assert!(maps.maps.backends.is_empty());
@@ -141,6 +149,40 @@ fn what_could_not_be_cleared_is_cleared_after_the_next_grace_period() {
     }));
     world.settle();
     assert_eq!(world.planner.used().backends, 1);
+}
+
+/// As after a readiness probe that failed for a moment, or a Service that is deleted and made again.
+#[test]
+fn a_backend_that_comes_back_has_the_id_that_its_connections_name() {
+    for without in [one(0, 0b01, &[0]), Desired::default()] {
+        let mut world = World::new(ROOM);
+        world.want(one(0, 0b11, &[0]), None);
+        for id in [1, 2, 2] {
+            world.connect_to(id);
+        }
+        // Before its epoch has passed, and after.
+        for graces in [1, 2, 3] {
+            world.want(without.clone(), None);
+            for _ in 0..graces {
+                world.begin_grace();
+                world.pass_grace(None);
+            }
+            // It is tried and fails, and what it was to have still waits.
+            let failure = Failure {
+                after: 0,
+                cut: true,
+            };
+            world.want(one(0, 0b11, &[0]), Some(failure));
+            // Others get other ids: the world looks at each that is written.
+            world.want(one(1, 0b11, &[1]), None);
+            world.begin_grace();
+            world.pass_grace(None);
+            world.want(one(2, 0b1111, &[2]), None);
+            world.want(one(0, 0b11, &[0]), None);
+            world.settle();
+        }
+        nothing_is_left(&mut world);
+    }
 }
 
 /// From outside it would lead to an endpoint that is none any more.

@@ -7,13 +7,14 @@ use std::{
 };
 
 use ipnet::IpNet;
+use proptest::sample::Index;
 use proxy_common::{
     abi::{
         Addr, Backend, Client as Source, Counter, Frontend, FrontendKey, ServiceName, ServiceWord,
         SockAddr, map,
     },
     datapath::{
-        lookup::{NoChoice, Visit, choose},
+        lookup::{NoChoice, Tables as _, Visit, choose},
         socket::{Socket as _, Stage, Verdict, closed, connect},
     },
 };
@@ -39,6 +40,17 @@ struct Reader {
     backends: BTreeMap<u32, SocketAddr>,
     /// The grace period that waits for it.
     until: Option<Epoch>,
+}
+
+/// Somebody has connected to a backend, and stays.
+#[derive(Debug)]
+struct Connection {
+    /// The backend's.
+    id: u32,
+    port: ServiceName,
+    address: SocketAddr,
+    /// No agent has begun since the backend was cleared: whose the id was can still be told.
+    is_known: bool,
 }
 
 /// Which steps of the next plan fail.
@@ -69,6 +81,7 @@ struct Checked {
     /// Whether an address may be known as a ClusterIP, or may not be.
     known: BTreeMap<IpAddr, BTreeSet<bool>>,
     readers: Vec<Reader>,
+    connections: Vec<Connection>,
 }
 
 fn address_of(backend: &Backend) -> SocketAddr {
@@ -206,6 +219,25 @@ impl Checked {
         assert!(self.inner.maps.frontends.len() <= capacity.frontends as usize);
     }
 
+    /// Connections are counted where new ones to the same backend will be, and nowhere else.
+    fn check_connections(&self, step: &Step) {
+        let Step::WriteBackend { id, backend } = step else {
+            return;
+        };
+        let written = (&self.inner.names[&backend.service], address_of(backend));
+        for connection in &self.connections {
+            let is_same = (&connection.port, connection.address) == written;
+            if connection.id == *id {
+                assert!(is_same, "`{step}` counts {connection:?}");
+            } else {
+                assert!(
+                    !is_same || !connection.is_known,
+                    "`{step}` does not count {connection:?}"
+                );
+            }
+        }
+    }
+
     fn check_reader(&self, reader: &Reader, step: &Step) {
         let maps = &self.inner.maps;
         assert_eq!(
@@ -254,6 +286,7 @@ impl MapStore for Checked {
         }
         self.inner.execute(step)?;
         self.check(step);
+        self.check_connections(step);
         Ok(())
     }
 
@@ -316,6 +349,7 @@ impl World {
                 steady: BTreeSet::new(),
                 known: (0..VIPS).map(|i| (vip(i).ip, [false].into())).collect(),
                 readers: Vec::new(),
+                connections: Vec::new(),
             },
             at_once: usize::MAX,
             desired: Desired::default(),
@@ -370,6 +404,8 @@ impl World {
 
     fn sync(&mut self, mut touched: BTreeSet<ObjectName>, failure: Option<Failure>) {
         touched.append(&mut self.retry);
+        let store = &self.store;
+        self.planner.look_again(|id| store.is_busy(id));
         self.planner.want_service_nets(self.desired.nets.clone());
         let changes = self.desired.changes(touched);
         if self.at_once < changes.len() {
@@ -547,6 +583,45 @@ impl World {
         self.store.readers.extend(readers);
     }
 
+    /// Somebody connects to one of the backends there are, and stays.
+    pub(super) fn connect(&mut self, which: Index) {
+        let inner = &self.store.inner;
+        let mut ids: Vec<u32> = inner.maps.backends.keys().copied().collect();
+        ids.sort_unstable();
+        if ids.is_empty() {
+            return;
+        }
+        self.connect_to(ids[which.index(ids.len())]);
+    }
+
+    pub(super) fn connect_to(&mut self, id: u32) {
+        let inner = &self.store.inner;
+        let backend = inner.maps.backends[&id];
+        inner.maps.add_active(id, 1);
+        let connection = Connection {
+            id,
+            port: inner.names[&backend.service],
+            address: address_of(&backend),
+            is_known: true,
+        };
+        self.store.connections.push(connection);
+    }
+
+    /// One of those connections ends.
+    pub(super) fn close(&mut self, which: Index) {
+        let connections = &mut self.store.connections;
+        if !connections.is_empty() {
+            let connection = connections.swap_remove(which.index(connections.len()));
+            self.store.inner.maps.add_active(connection.id, -1);
+        }
+    }
+
+    pub(super) fn close_all(&mut self) {
+        for connection in self.store.connections.drain(..) {
+            self.store.inner.maps.add_active(connection.id, -1);
+        }
+    }
+
     pub(super) fn begin_grace(&mut self) -> bool {
         if self.grace.is_none() {
             self.grace = self.planner.begin_grace();
@@ -593,6 +668,10 @@ impl World {
         self.store.readers.clear();
         self.grace = None;
         let names = self.store.inner.names.clone();
+        let backends = &self.store.inner.maps.backends;
+        for connection in &mut self.store.connections {
+            connection.is_known &= backends.contains_key(&connection.id);
+        }
         let observed = self.store.observe().unwrap();
         self.planner = Planner::adopt(self.store.capacity(), &observed);
         let mut touched = super::oracle::all_services();
