@@ -23,7 +23,8 @@ abi_struct! {
         pub tgid_or_ms: u32,
         /// IANA protocol number.
         pub protocol: u8,
-        /// TCP only: what became of the attempt to connect, a `datapath::failover::Attempt`; 0: not known.
+        /// TCP only: what became of the attempt to connect, a `datapath::failover::Attempt`, or 4 while
+        /// TCP is to tell it; 0: not known.
         pub attempt: u8,
         /// Always 0.
         pub zero: [u8; 2],
