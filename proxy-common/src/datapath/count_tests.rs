@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    abi::{Backend, FrontendKind, Scheduler, ServiceWord},
-    datapath::fake::Maps,
+    abi::{FrontendKind, Scheduler, ServiceWord},
+    datapath::fake::{Maps, backend},
 };
 
 const SERVICE: u32 = 1;
@@ -36,18 +36,8 @@ fn world(backends: u8) -> Maps {
         }
     }
     for number in 1..=backends {
-        let SockAddr { addr, port_be, .. } = at(&std::format!("10.0.0.{number}:8080"));
-        let backend = Backend {
-            addr,
-            port_be,
-            protocol: 0,
-            flags: Backend::CHOSEN,
-            weight: 1,
-            zero: 0,
-            twin: 0,
-            service: SERVICE,
-        };
-        maps.backends.insert(number.into(), backend);
+        let at = at(&std::format!("10.0.0.{number}:8080"));
+        maps.backends.insert(number.into(), backend(at, SERVICE));
         maps.slots.insert(u32::from(number) - 1, number.into());
     }
     let word = ServiceWord::with_backends(0, backends.into());

@@ -94,6 +94,20 @@ impl Maps {
     }
 }
 
+/// An endpoint of `service` that gets new connections.
+pub fn backend(at: SockAddr, service: u32) -> Backend {
+    Backend {
+        addr: at.addr,
+        port_be: at.port_be,
+        protocol: 0,
+        flags: Backend::CHOSEN,
+        weight: 1,
+        zero: 0,
+        twin: 0,
+        service,
+    }
+}
+
 /// One socket's view of [`Maps`].
 #[derive(Clone, Copy, Debug)]
 pub struct FakeSocket<'a> {
@@ -131,12 +145,10 @@ impl Tables for Maps {
     }
 
     fn random(&self) -> u32 {
-        // splitmix64 (Steele, Lea, Flood 2014).
-        let state = self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        // splitmix64.
+        let state = self.seed.get().wrapping_add(schedule::STEP);
         self.seed.set(state);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        u32::try_from((z ^ (z >> 31)) >> 32).expect("32 bits")
+        u32::try_from(schedule::mix(state) >> 32).expect("32 bits")
     }
 
     fn now_ns(&self) -> u64 {

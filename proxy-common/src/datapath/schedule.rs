@@ -32,11 +32,11 @@ const TRIES: u32 = 8;
 pub const WINDOW: u32 = 16;
 
 /// The fraction of the golden ratio: its multiples are far from one another.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The last step of splitmix64 (Steele, Lea, Flood 2014): every bit of the result depends on all.
 #[inline(always)]
-const fn mix(z: u64) -> u64 {
+pub const fn mix(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     abi::{Backend, BackendStats, ServiceStats, SockAddr},
     datapath::{
-        fake::Maps,
+        fake::{Maps, backend},
         lookup::{Visit, account, choose},
         traced::{Lookup, Traced},
     },
@@ -17,15 +17,10 @@ const FIRST_SLOT: u32 = 100;
 fn world(scheduler: Scheduler, weights: &[u16]) -> Maps {
     let mut maps = Maps::default();
     for (id, weight) in (1..).zip(weights) {
+        let addr = Addr::from_v4_word(u32::to_be(0x0a00_0000 + id));
         let backend = Backend {
-            addr: Addr::from_v4_word(u32::to_be(0x0a00_0000 + id)),
-            port_be: 8080_u16.to_be(),
-            protocol: 6,
-            flags: Backend::CHOSEN,
             weight: *weight,
-            zero: 0,
-            twin: 0,
-            service: SERVICE,
+            ..backend(SockAddr::from_parts(addr, 8080_u16.to_be()), SERVICE)
         };
         maps.backends.insert(id, backend);
         maps.slots.insert(FIRST_SLOT + id - 1, id);

@@ -3,7 +3,7 @@ use std::{net::SocketAddr, string::ToString};
 use super::*;
 use crate::{
     abi::{Backend, Empty, Frontend, FrontendKind, ServiceAffinity, ServiceWord},
-    datapath::fake::Maps,
+    datapath::fake::{Maps, backend},
 };
 
 const VIP: &str = "10.96.0.1:53";
@@ -49,18 +49,7 @@ fn switch(maps: &mut Maps, backends: &[&str], empty: Empty) {
     for (index, text) in (0..).zip(backends) {
         // An address keeps its id, as the planner sees to.
         let id = if *text == B { 11 } else { 10 };
-        let SockAddr { addr, port_be, .. } = at(text);
-        let backend = Backend {
-            addr,
-            port_be,
-            protocol: 0,
-            flags: Backend::CHOSEN,
-            weight: 1,
-            zero: 0,
-            twin: 0,
-            service: SERVICE,
-        };
-        maps.backends.insert(id, backend);
+        maps.backends.insert(id, backend(at(text), SERVICE));
         maps.slots.insert(100 + index, id);
     }
     let count = u32::try_from(backends.len()).unwrap();

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     abi::{FrontendKind, Protocol, ServiceWord},
     datapath::{
-        fake::Maps,
+        fake::{Maps, backend},
         socket::{self, Verdict},
     },
 };
@@ -33,14 +33,8 @@ fn every_question_is_recorded_with_what_was_found_in_the_order_of_asking() {
         zero: [0; 2],
     };
     let backend = Backend {
-        addr: pod.addr,
-        port_be: pod.port_be,
         protocol: 6,
-        flags: Backend::CHOSEN,
-        weight: 1,
-        zero: 0,
-        twin: 0,
-        service: 3,
+        ..backend(pod, 3)
     };
     let service: Service = ServiceWord::with_backends(7, 1).into();
     let mut maps = Maps::default();

@@ -7,6 +7,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use proxy_common::datapath::schedule::{STEP, mix};
+
 use crate::hash::fnv_1a;
 
 /// Primes, each the largest below a power of two: a run takes a power of two.
@@ -81,19 +83,12 @@ impl Preferences {
 /// when it begins with the FNV-1a hash of the address (4 or 16 bytes, as on the wire) and the port (2
 /// bytes). FNV alone gives neighbours neighbouring numbers.
 fn numbers_of(backend: &SocketAddr) -> [u64; 2] {
-    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
     let port = backend.port().to_be_bytes();
     let seed = match backend.ip() {
         IpAddr::V4(ip) => fnv_1a(ip.octets().into_iter().chain(port)),
         IpAddr::V6(ip) => fnv_1a(ip.octets().into_iter().chain(port)),
     };
-    [1, 2].map(|step| mixed(seed.wrapping_add(GAMMA.wrapping_mul(step))))
-}
-
-fn mixed(mut number: u64) -> u64 {
-    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
+    [1, 2].map(|step| mix(seed.wrapping_add(STEP.wrapping_mul(step))))
 }
 
 #[cfg(test)]
