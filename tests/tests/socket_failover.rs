@@ -198,6 +198,16 @@ impl Scene {
         Ok(report)
     }
 
+    /// Has clients connect until the agent has told once that a backend answers again.
+    fn clients_until_back(&self, what: &str) -> Result<ChurnReport> {
+        self.clients_until(what, 32, BACK, || {
+            Ok(self
+                .agent
+                .count_log("answers, and gets new connections again")
+                == 1)
+        })
+    }
+
     /// A connect() that waits, and fails.
     fn wait_for_ever(&self) -> Result<()> {
         let plan = BenchPlan {
@@ -285,12 +295,7 @@ fn a_backend_of_ten_that_drops_everything_fails_a_tenth_at_first_and_then_nobody
     ensure!(after.tally.of("web-0") == 0, "{after:?}");
 
     scene.revive(0)?;
-    let back = scene.clients_until("the backend is back", 32, BACK, || {
-        Ok(scene
-            .agent
-            .count_log("answers, and gets new connections again")
-            == 1)
-    })?;
+    let back = scene.clients_until_back("the backend is back")?;
     ensure!(back.tally.failed() == 0, "{back:?}");
     ensure!(scene.failures()? == [0; 10] && scene.out()?.is_empty());
     let healthy = scene.clients(32, 400)?;
@@ -355,12 +360,7 @@ fn a_backend_where_nobody_listens_is_passed_over_until_somebody_does() -> Result
         "{refused} {first:?}"
     );
     scene.start(1)?;
-    let back = scene.clients_until("it is back", 32, BACK, || {
-        Ok(scene
-            .agent
-            .count_log("answers, and gets new connections again")
-            == 1)
-    })?;
+    let back = scene.clients_until_back("it is back")?;
     ensure!(back.tally.failed() == 0, "{back:?}");
     Ok(())
 }
